@@ -1,0 +1,245 @@
+"""The values that the cluster agrees on: volume specifications, group records, nodes.
+
+Everything here is frozen, compares by value, and turns into JSON and back without loss, because the
+same bytes go through compare-and-set in the state store. Times are Unix seconds (they must survive a
+change of machine); leases never use them.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Mapping
+from typing import Any, Self
+
+import attrs
+
+from holdfast.errors import IntegrityError, FaultReason
+from holdfast.units import CopyId, Epoch, NodeName, VolumeId
+
+
+class CopyState(enum.Enum):
+    """What the group record says of a member."""
+
+    IN_SYNC = "in-sync"
+    """Holds every acknowledged write; acks need it; it may be promoted."""
+    SYNCING = "syncing"
+    """Receives live writes and is being caught up; never promoted."""
+    OFFLINE = "offline"
+    """Lost or dropped; its bytes are old."""
+
+
+class Access(enum.Enum):
+    """What consumers may do with a volume."""
+
+    READ_WRITE = "read-write"
+    READ_ONLY = "read-only"
+    SUSPENDED = "suspended"
+    """Requests wait."""
+    ERROR = "error"
+    """Writes fail with EIO; reads work."""
+    NONE = "none"
+    """Reads and writes fail with EIO."""
+
+
+class Health(enum.Enum):
+    """How a volume is, for people and orchestrators; see the design, section 5."""
+
+    HEALTHY = "healthy"
+    SYNCING = "syncing"
+    DEGRADED = "degraded"
+    READ_ONLY = "read-only"
+    SUSPENDED = "suspended"
+    OFFLINE = "offline"
+    DELETING = "deleting"
+
+
+@attrs.frozen
+class VolumeSpec:
+    """What the operator declared; changed only by the operator."""
+
+    id: VolumeId
+    name: str
+    size_bytes: int
+    replicas: int
+    """Declared replicas beside the primary, 0 to 5."""
+    policy: str = "hard"
+    policy_options: Mapping[str, Any] = attrs.field(factory=dict)
+    transport: str = "tcp"
+    shared: bool = False
+    """Lifts R11 (one writer) for cluster file systems."""
+    hash_key: str = ""
+    """64 hexadecimal digits: the key of this volume's chunk hashes."""
+    member_missing_timeout_s: float = 0.0
+    """How long a lost copy is waited for before a replacement is made; 0 replaces at once."""
+    created_at: float = 0.0
+    deleting: bool = False
+    labels: Mapping[str, str] = attrs.field(factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """Return canonical JSON."""
+        return _dump(attrs.asdict(self))
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Self:
+        """Return the specification in `raw`; raises `IntegrityError` when it is not one."""
+        return cls(**_load(raw, cls))
+
+
+@attrs.frozen
+class Member:
+    """One copy as the group record knows it."""
+
+    copy: CopyId
+    node: NodeName
+    state: CopyState
+    incarnation: str = ""
+    """Drawn when the copy's directory is made; empty until the copy has presented itself."""
+    since: float = 0.0
+    """When the state began, Unix seconds."""
+    left_epoch: int = 0
+    """The first epoch without this copy; 0 while it is in sync."""
+    reason: FaultReason | None = None
+    """Why it is not in sync, when a fault was the cause."""
+
+
+@attrs.frozen
+class GroupRecord:
+    """The one small compare-and-set value of a group; see the design, section 4."""
+
+    volume: VolumeId
+    epoch: Epoch
+    primary: CopyId
+    members: tuple[Member, ...]
+    """In order of joining; at most one per node."""
+    access: Access = Access.READ_WRITE
+    grace_started_at: float | None = None
+    """When the online replicas first fell below the policy's least; Unix seconds."""
+    attachment_generation: int = 0
+    attached_node: NodeName | None = None
+    """The node whose frontend holds the writer session, if any."""
+    attached_session: str = ""
+    """That session's id."""
+
+    @property
+    def in_sync(self) -> tuple[CopyId, ...]:
+        """The copies whose acknowledgements an acknowledgement needs."""
+        return tuple(m.copy for m in self.members if m.state is CopyState.IN_SYNC)
+
+    @property
+    def primary_member(self) -> Member:
+        """The member that `primary` names."""
+        return self.member(self.primary)
+
+    def member(self, copy: CopyId) -> Member:
+        """Return the member named `copy`; raises `KeyError` when there is none."""
+        for member in self.members:
+            if member.copy == copy:
+                return member
+        raise KeyError(copy)
+
+    def find(self, copy: CopyId) -> Member | None:
+        """Return the member named `copy`, or None."""
+        return next((m for m in self.members if m.copy == copy), None)
+
+    def on_node(self, node: NodeName) -> Member | None:
+        """Return the member on `node`, or None."""
+        return next((m for m in self.members if m.node == node), None)
+
+    def with_member(self, member: Member) -> GroupRecord:
+        """Return this record with `member` added, or put in place of its namesake."""
+        if self.find(member.copy) is None:
+            return attrs.evolve(self, members=(*self.members, member))
+        return attrs.evolve(
+            self, members=tuple(member if m.copy == member.copy else m for m in self.members)
+        )
+
+    def without(self, copy: CopyId) -> GroupRecord:
+        """Return this record without the member `copy`; the primary cannot be taken out."""
+        assert copy != self.primary
+        return attrs.evolve(self, members=tuple(m for m in self.members if m.copy != copy))
+
+    def to_bytes(self) -> bytes:
+        """Return canonical JSON."""
+        return _dump(attrs.asdict(self, value_serializer=_plain))
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Self:
+        """Return the record in `raw`; raises `IntegrityError` when it is not one."""
+        fields = _load(raw, cls)
+        try:
+            fields["members"] = tuple(
+                Member(
+                    **{
+                        **m,
+                        "state": CopyState(m["state"]),
+                        "reason": None if m["reason"] is None else FaultReason(m["reason"]),
+                    }
+                )
+                for m in fields["members"]
+            )
+            fields["access"] = Access(fields["access"])
+            return cls(**fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise IntegrityError(
+                f"A group record in the state store is damaged: {error}.",
+                reason=FaultReason.CORRUPT,
+            ) from error
+
+
+@attrs.frozen
+class NodeRecord:
+    """What a node publishes of itself; ends with its session."""
+
+    name: NodeName
+    address: str
+    """`host:port` of its transport listener."""
+    session: str
+    """Drawn at every start of the daemon."""
+    control: str = ""
+    """Path of its control socket, for tools on the same machine."""
+    capacity_bytes: int = 0
+    free_bytes: int = 0
+    promised_bytes: int = 0
+    """Sum of the sizes of the volumes with a copy here (thin: may exceed the capacity)."""
+    copies: int = 0
+    cordoned: bool = False
+    compute_only: bool = False
+    labels: Mapping[str, str] = attrs.field(factory=dict)
+    frontends: Mapping[str, str] = attrs.field(factory=dict)
+    """Frontend name to `host:port`."""
+    version: str = ""
+    started_at: float = 0.0
+
+    def to_bytes(self) -> bytes:
+        """Return canonical JSON."""
+        return _dump(attrs.asdict(self))
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Self:
+        """Return the node in `raw`; raises `IntegrityError` when it is not one."""
+        return cls(**_load(raw, cls))
+
+
+def _plain(_instance: type, _field: attrs.Attribute[Any], value: Any) -> Any:
+    return value.value if isinstance(value, enum.Enum) else value
+
+
+def _dump(fields: Mapping[str, Any]) -> bytes:
+    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _load(raw: bytes, cls: type[Any]) -> dict[str, Any]:
+    """Return the JSON object in `raw`, holding just the fields of `cls`."""
+    try:
+        fields = json.loads(raw)
+        known = {a.name for a in attrs.fields(cls)}
+        if not isinstance(fields, dict) or not fields.keys() <= known:
+            raise ValueError(f"not a {cls.__name__}")
+    except ValueError as error:
+        raise IntegrityError(
+            f"A value in the state store is not a {cls.__name__}: {error}.",
+            reason=FaultReason.CORRUPT,
+            hint="A newer version may have written it; upgrade this node.",
+        ) from error
+    return fields
