@@ -1,0 +1,196 @@
+"""What a running node offers to the people and programs that run it.
+
+The control API (`control.py`) turns HTTP into these calls and knows nothing else of the node; the
+daemon implements them. Values are JSON-able dicts, because they cross a socket anyway and are read
+by shell scripts; the keys named here are a promise to those scripts, and more may be added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import attrs
+
+from holdfast.units import NodeName
+
+Json = dict[str, Any]
+"""A JSON object."""
+
+
+@attrs.frozen
+class VolumeRequest:
+    """What an operator asks for when making a volume; None means the node's default."""
+
+    name: str
+    size_bytes: int
+    """A multiple of 512, at most `VOLUME_BYTES_MAX`."""
+    replicas: int | None = None
+    policy: str | None = None
+    policy_options: Mapping[str, Any] = attrs.field(factory=dict)
+    """Values may be strings as typed; the policy's options class gives them their type."""
+    shared: bool = False
+    labels: Mapping[str, str] = attrs.field(factory=dict)
+    primary_node: NodeName | None = None
+    """Where the first copy is to be; None lets placement choose."""
+
+
+@attrs.frozen
+class VolumeChanges:
+    """What an operator changes of a volume; None leaves a field as it is."""
+
+    size_bytes: int | None = None
+    """Only larger."""
+    replicas: int | None = None
+    policy: str | None = None
+    policy_options: Mapping[str, Any] | None = None
+    """Merged into those in force; a new `policy` begins with its defaults."""
+    shared: bool | None = None
+    labels: Mapping[str, str] | None = None
+
+
+@attrs.frozen
+class Sample:
+    """One line of metrics."""
+
+    name: str
+    """`holdfast_…`, with its unit last; counters end in `_total`."""
+    value: float
+    labels: Mapping[str, str] = attrs.field(factory=dict)
+
+
+class NodeService(Protocol):
+    """A running node, as its control API sees it.
+
+    Any node answers for the whole cluster: it reads the state store, and asks the primary's node
+    for what only the primary knows (`copies[].sync`, the reason). Errors are `HoldfastError`s.
+    """
+
+    async def node(self) -> Json:
+        """Describe this node; must answer in milliseconds, whatever disks and peers do.
+
+        Returns:
+            At least `name`, `cluster`, `pid`, `version`, `ready` (it serves), `started_at` (Unix
+            seconds), `address`, `frontends` (name to `host:port`), `cordoned`, `copies`, `data`
+            (directories), `capacity_bytes`, `free_bytes`.
+        """
+        ...
+
+    async def nodes(self) -> Sequence[Json]:
+        """Describe every node that the cluster knows, by name.
+
+        Returns:
+            For each at least `name`, `alive`, `address`, `frontends`, `cordoned`, `copies`,
+            `primaries`, `capacity_bytes`, `free_bytes`.
+        """
+        ...
+
+    async def volumes(self) -> Sequence[Json]:
+        """Return the status of every volume, by name; what `volume` returns for each."""
+        ...
+
+    async def volume(self, name: str) -> Json:
+        """Return the status of a volume.
+
+        Returns:
+            At least `name`, `id`, `size` (bytes), `declared_replicas`, `policy`,
+            `policy_options`, `health`, `access`, `epoch`, `primary` (node name), `attached` (node
+            name or None), `reason` (a sentence for people), `copies`: a list of `node`, `role`
+            (`primary` or `replica`), `state` (`in-sync`, `syncing`, `offline`), `copy` (id), `sync`
+            (None, or `bytes_left`, `bytes_sent` (before compression), `bytes_total`, `rate` (bytes/s),
+            `seconds_left` (None while unknown)). `sync` stays, with `bytes_left` 0, after a sync
+            has ended, so that its cost can be read.
+
+        Raises:
+            NotFoundError: No volume has this name; names the nearest.
+        """
+        ...
+
+    async def create_volume(self, request: VolumeRequest) -> tuple[Json, Sequence[str]]:
+        """Make a volume and return its status as soon as its primary serves it, and warnings.
+
+        A warning is a sentence: fewer nodes than the policy wants for high availability, thin space
+        promised beyond capacity.
+
+        Raises:
+            UsageError: Name, size, replicas or options are impossible.
+            ConflictError: The name is taken, or no node can hold the first copy.
+            DriverError: No such policy.
+        """
+        ...
+
+    async def change_volume(self, name: str, changes: VolumeChanges) -> Json:
+        """Change what was declared and return the new status.
+
+        Raises:
+            ConflictError: The present state does not satisfy the change; says why.
+        """
+        ...
+
+    async def delete_volume(self, name: str, *, force: bool) -> None:
+        """Delete a volume and all its copies; returns when the name is free again.
+
+        Raises:
+            ConflictError: It is attached and `force` is False.
+        """
+        ...
+
+    def events(self, name: str, *, follow: bool) -> AsyncIterator[Json]:
+        """Yield what happened to a volume, oldest first; with `follow` go on for ever.
+
+        Yields:
+            At least `at` (Unix seconds), `node`, `kind` (a word), `sentence`.
+        """
+        ...
+
+    def verify(self, name: str) -> AsyncIterator[Json]:
+        """Compare the hashes of all copies that are in sync, while the volume is in use.
+
+        Yields:
+            Progress: `chunks_done`, `chunks_total`. The last line: `equal`, `copies` (how many were
+            compared), `chunks_total`, `differences`: a list of `chunk`, `offset`, `nodes`
+            (those whose copy differs from the primary's).
+
+        Raises:
+            UnavailableError: A declared copy cannot be read now; says which.
+        """
+        ...
+
+    async def promote(self, name: str, node: NodeName) -> Json:
+        """Hand the primary over to an in-sync copy; return the new status."""
+        ...
+
+    async def move(self, name: str, source: NodeName, target: NodeName) -> Json:
+        """Begin to move a copy: add on `target`, sync, switch, remove; return the status."""
+        ...
+
+    async def evict(self, name: str, node: NodeName) -> Json:
+        """Take a node's copy out of the group for good; return the new status."""
+        ...
+
+    async def cordon(self, cordoned: bool) -> Json:
+        """Let this node take no new copies, or let it again; return `node()`."""
+        ...
+
+    async def stop(self, *, handover: bool) -> None:
+        """Begin a clean stop and return at once.
+
+        Args:
+            handover: Hand primaries over first; False when the whole cluster goes down, so that
+                volumes do not wander over the nodes that are still up.
+        """
+        ...
+
+    async def plugins(self) -> Sequence[Json]:
+        """List the drivers that this node sees: `kind`, `name`, `distribution`, `version`, `error`
+        (a sentence or None), `active` (in use by this node's configuration)."""
+        ...
+
+    async def config(self) -> Sequence[Json]:
+        """List the configuration in force: `path` (`transport.tcp.port`), `value`, `source`
+        (`default`, or file and line)."""
+        ...
+
+    async def metrics(self) -> Sequence[Sample]:
+        """Return the node's metrics."""
+        ...
