@@ -182,13 +182,20 @@ class NodeService(Protocol):
         ...
 
     async def plugins(self) -> Sequence[Json]:
-        """List the drivers that this node sees: `kind`, `name`, `distribution`, `version`, `error`
-        (a sentence or None), `active` (in use by this node's configuration)."""
+        """List the drivers that this node sees.
+
+        Returns:
+            For each `kind`, `name`, `distribution`, `version`, `error` (a sentence or None),
+            `active` (in use by this node's configuration).
+        """
         ...
 
     async def config(self) -> Sequence[Json]:
-        """List the configuration in force: `path` (`transport.tcp.port`), `value`, `source`
-        (`default`, or file and line)."""
+        """List the configuration in force.
+
+        Returns:
+            For each `path` (`transport.tcp.port`), `value`, `source` (`default`, or the file).
+        """
         ...
 
     async def metrics(self) -> Sequence[Sample]:
