@@ -25,8 +25,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
-from holdfast.errors import ConflictError, HoldfastError, NotFoundError, UsageError
+from holdfast.errors import (
+    ConflictError,
+    HoldfastError,
+    NotFoundError,
+    UnavailableError,
+    UsageError,
+)
 from holdfast.node.control_errors import http_status, to_json
 from holdfast.node.service import Json, NodeService, Sample, VolumeChanges, VolumeRequest
 from holdfast.units import NodeName
@@ -39,10 +46,10 @@ SOCKET_PATH_BYTES_MAX = 107
 _log = logging.getLogger("holdfast.control")
 
 
-def control_app(service: NodeService) -> Starlette:
-    """Return the application that serves `service`."""
+def control_app(service: NodeService, leaving: anyio.Event) -> Starlette:
+    """Return the application that serves `service`; `leaving` ends the streams that never end."""
     return Starlette(
-        routes=_Routes(service).table(),
+        routes=_Routes(service, leaving).table(),
         exception_handlers={
             HoldfastError: _on_holdfast_error,
             HTTPException: _on_http_error,
@@ -68,9 +75,10 @@ async def serve_control(service: NodeService, path: Path) -> AsyncIterator[None]
     """
     listener = _listen(path)
     inode = _inode(path)
+    leaving = anyio.Event()
     server = _Server(
         uvicorn.Config(
-            control_app(service),
+            control_app(service, leaving),
             http="h11",
             ws="none",
             lifespan="off",
@@ -80,7 +88,8 @@ async def serve_control(service: NodeService, path: Path) -> AsyncIterator[None]
             date_header=False,
             server_header=False,
             timeout_graceful_shutdown=1,
-        )
+        ),
+        leaving,
     )
     try:
         async with anyio.create_task_group() as tasks:
@@ -89,7 +98,7 @@ async def serve_control(service: NodeService, path: Path) -> AsyncIterator[None]
             try:
                 yield
             finally:
-                server.leave.set()
+                leaving.set()
     finally:
         listener.close()
         # A process started in the meantime may have put its own socket there.
@@ -100,17 +109,17 @@ async def serve_control(service: NodeService, path: Path) -> AsyncIterator[None]
 class _Server(uvicorn.Server):
     """uvicorn without its signal handlers and its ten wake-ups a second."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, leaving: anyio.Event) -> None:
         super().__init__(config)
         self.ready = anyio.Event()
-        self.leave = anyio.Event()
+        self._leaving = leaving
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.ready.set()
 
     async def main_loop(self) -> None:
-        await self.leave.wait()
+        await self._leaving.wait()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -179,8 +188,9 @@ def _somebody_listens(path: Path) -> bool:
 class _Routes:
     """The handlers, one for each route of `table`."""
 
-    def __init__(self, service: NodeService) -> None:
+    def __init__(self, service: NodeService, leaving: anyio.Event) -> None:
         self._service = service
+        self._leaving = leaving
 
     def table(self) -> list[Route]:
         """Return what is served where."""
@@ -248,12 +258,12 @@ class _Routes:
         name = _name(request)
         # Asked first, so that a wrong name is a 404 and not a line in a stream.
         await self._service.volume(name)
-        return _lines(self._service.events(name, follow=_flag(request, "follow")))
+        return _Lines(self._service.events(name, follow=_flag(request, "follow")), self._leaving)
 
     async def _verify(self, request: Request) -> Response:
         name = _name(request)
         await self._service.volume(name)
-        return _lines(self._service.verify(name))
+        return _Lines(self._service.verify(name), self._leaving)
 
     async def _promote(self, request: Request) -> Response:
         body = await _body(request, {"node": str})
@@ -355,20 +365,37 @@ async def _body(
     return fields
 
 
-def _lines(items: AsyncIterator[Json]) -> StreamingResponse:
-    """Return a response of one JSON object a line; an error ends it as the last line."""
+class _Lines(StreamingResponse):
+    """A response of one JSON object a line; an error ends it as the last line."""
 
-    async def text() -> AsyncIterator[bytes]:
-        try:
-            async for item in items:
-                yield json.dumps(item).encode() + b"\n"
-        except HoldfastError as error:
-            yield json.dumps(to_json(error)).encode() + b"\n"
-        except Exception:  # noqa: BLE001 - the edge: logged, told as a sentence.
-            _log.exception("A stream of the control API failed.")
-            yield json.dumps(to_json(_bug())).encode() + b"\n"
+    def __init__(self, items: AsyncIterator[Json], leaving: anyio.Event) -> None:
+        super().__init__(_encode(items), media_type="application/x-ndjson")
+        self._leaving = leaving
 
-    return StreamingResponse(text(), media_type="application/x-ndjson")
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._end_when_leaving, tasks.cancel_scope)
+            await super().__call__(scope, receive, send)
+            tasks.cancel_scope.cancel()
+        if self._leaving.is_set():
+            error = UnavailableError("The node is stopping.", hint="Ask another node.")
+            body = json.dumps(to_json(error)).encode() + b"\n"
+            await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def _end_when_leaving(self, scope: anyio.CancelScope) -> None:
+        await self._leaving.wait()
+        scope.cancel()
+
+
+async def _encode(items: AsyncIterator[Json]) -> AsyncIterator[bytes]:
+    try:
+        async for item in items:
+            yield json.dumps(item).encode() + b"\n"
+    except HoldfastError as error:
+        yield json.dumps(to_json(error)).encode() + b"\n"
+    except Exception:  # noqa: BLE001 - the edge: logged, and told as a sentence.
+        _log.exception("A stream of the control API failed.")
+        yield json.dumps(to_json(_bug())).encode() + b"\n"
 
 
 def _bug() -> HoldfastError:

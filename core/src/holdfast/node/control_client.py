@@ -154,11 +154,15 @@ class ControlClient:
     def stream(self, method: str, path: str) -> Iterator[Json]:
         """Yield the JSON objects of an answer of lines, as they come, without a time limit."""
         with self._open(method, path, None, None) as response:
-            for line in response:
-                item = _parse(line)
-                if "error" in item and isinstance(item["error"], dict):
-                    raise from_json(item)
-                yield item
+            rest = b""
+            # Iterating over the response would take a connection cut in the middle for its end.
+            while part := response.read1(65536):
+                *lines, rest = (rest + part).split(b"\n")
+                for line in lines:
+                    item = _parse(line)
+                    if isinstance(item.get("error"), dict):
+                        raise from_json(item)
+                    yield item
 
     @contextlib.contextmanager
     def _open(
