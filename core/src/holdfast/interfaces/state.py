@@ -6,11 +6,68 @@ Watches may be late, may coalesce several writes of one key into the last, and n
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 import attrs
+
+from holdfast.errors import UsageError
+
+KEY_CHARS_MAX = 200
+"""Leaves room for a store's own prefix below the 253 characters of a Kubernetes object name."""
+VALUE_BYTES_MAX = 64 * 1024
+"""A group record of six members is about 2 KiB; etcd refuses a request above 1.5 MiB."""
+
+_KEY = re.compile(r"[A-Za-z0-9._/-]*")
+
+
+def check_key(key: str) -> None:
+    """Refuse a key that some store could not hold, so that all stores refuse the same ones.
+
+    Raises:
+        UsageError: The key is empty, too long, or has a character outside `[A-Za-z0-9._/-]`.
+    """
+    if not key:
+        raise UsageError("A key of the state store is empty.")
+    check_prefix(key)
+
+
+def check_prefix(prefix: str) -> None:
+    """Refuse a prefix that no key can begin with; the empty one is every key's.
+
+    Raises:
+        UsageError: The prefix is too long, or has a character outside `[A-Za-z0-9._/-]`.
+    """
+    if len(prefix) > KEY_CHARS_MAX or _KEY.fullmatch(prefix) is None:
+        raise UsageError(
+            f"{prefix[:KEY_CHARS_MAX]!r} cannot be a key of the state store.",
+            hint=f"Use at most {KEY_CHARS_MAX} letters, digits, dots, dashes, underscores, slashes.",
+        )
+
+
+def check_value(key: str, value: bytes) -> None:
+    """Refuse a value above `VALUE_BYTES_MAX` bytes; `key` is for the sentence.
+
+    Raises:
+        UsageError: The value is too long.
+    """
+    if len(value) > VALUE_BYTES_MAX:
+        raise UsageError(
+            f"The value of {key} is {len(value)} bytes; the state store takes {VALUE_BYTES_MAX}.",
+            hint="Shorten what is kept there, such as labels.",
+        )
+
+
+def check_ttl(ttl_s: float) -> None:
+    """Refuse a lease that is over before it began.
+
+    Raises:
+        UsageError: `ttl_s` is not above 0.
+    """
+    if not ttl_s > 0:
+        raise UsageError(f"A session of {ttl_s} s makes no sense; it must be above 0 s.")
 
 
 @attrs.frozen
@@ -18,9 +75,9 @@ class Entry:
     """A stored value."""
 
     key: str
-    """Lower-case path such as `group/1f…`; at most 200 characters of `[a-z0-9._/-]` and capitals."""
+    """Lower-case path such as `group/1f…`; see `check_key`."""
     value: bytes
-    """At most 64 KiB."""
+    """At most `VALUE_BYTES_MAX`."""
     version: int
     """Rises with every write of any key of the store; compare for equality only."""
 
@@ -39,8 +96,12 @@ class NodeSession(Protocol):
     id: str
 
     async def renew(self) -> None:
-        """Live for another `ttl_s`. Raises `StateConflictError` when the session is already over,
-        `StateError` when the store cannot be reached."""
+        """Live for another `ttl_s`.
+
+        Raises:
+            StateConflictError: The session is already over.
+            StateError: The store cannot be reached; the session may run out meanwhile.
+        """
         ...
 
     async def end(self) -> None:
@@ -52,7 +113,8 @@ class StateStore(Protocol):
     """An open store. Every method may raise `StateError` when the store cannot be reached.
 
     After a `StateError` from `compare_and_set` it is unknown whether the write took place; read
-    before deciding.
+    before deciding. What `check_key`, `check_value` and `check_ttl` refuse raises their
+    `UsageError` before anything else. A closed handle answers everything with `StateError`.
     """
 
     async def get(self, key: str) -> Entry | None:
@@ -85,7 +147,11 @@ class StateStore(Protocol):
         """Open a stream of changes of keys that begin with `prefix`.
 
         The stream begins with every entry present when it opens. A change made after the context
-        was entered is told within a second on a healthy store, without busy polling.
+        was entered is told within a second on a healthy store, without busy polling. A deletion
+        of a key that the stream never told may be told or not.
+
+        The iterator raises `StateError` when the stream cannot go on, also when the handle is
+        closed; a new watch then begins with every entry present, and what is missing was deleted.
         """
         ...
 

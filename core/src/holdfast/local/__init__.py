@@ -1,0 +1,1 @@
+"""What core does with this very machine: files, sockets, clocks. Nothing inward imports it."""
