@@ -1,0 +1,311 @@
+"""The configuration of a node: TOML in, checked values and loaded drivers out.
+
+Holdfast's own sections are in `sections.py`; every driver declares its own as `Options`. What is
+unknown, of the wrong type or impossible is refused with file, line, key path, value and the nearest
+right spelling, and nothing is ever ignored. This module opens one file and starts nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+
+from holdfast.errors import ConfigError, DriverError
+from holdfast.kernel import registry
+from holdfast.kernel.options import (
+    Where,
+    checked_mapping,
+    options_from_mapping,
+    options_from_strings,
+    options_to_mapping,
+    unknown_key,
+)
+from holdfast.kernel.schema import describe_options
+from holdfast.kernel.sections import (
+    SECTIONS,
+    ClusterOptions,
+    ControlOptions,
+    LogOptions,
+    NodeOptions,
+    TimingOptions,
+    VolumeDefaults,
+)
+from holdfast.kernel.toml_lines import parse
+
+__all__ = [
+    "Chosen",
+    "Config",
+    "Setting",
+    "config_from_text",
+    "describe_options",
+    "load_config",
+    "options_from_mapping",
+    "options_from_strings",
+    "options_to_mapping",
+    "provenance",
+]
+
+T = TypeVar("T")
+
+LoadDriver = Callable[[str, str], Any]
+"""`registry.load`, or a stand-in: kind and name to driver."""
+
+DEFAULT_DRIVERS: Mapping[str, str] = {"state": "sqlite", "transport": "tcp"}
+"""The driver of each kind of which a node has exactly one."""
+DEFAULT_FRONTENDS: Collection[str] = ("nbd",)
+"""Frontends that run unless their section says `enabled = false`."""
+
+
+@attrs.frozen
+class Chosen:
+    """A driver and the options it is to be opened with."""
+
+    name: str
+    driver: Any
+    """The class that the entry point names."""
+    options: Any
+    """An instance of `driver.Options`; None when it has none."""
+
+
+@attrs.frozen
+class Config:
+    """Everything that a node is told from outside."""
+
+    cluster: ClusterOptions
+    node: NodeOptions
+    control: ControlOptions
+    state: Chosen
+    transport: Chosen
+    volumes: VolumeDefaults
+    frontends: Mapping[str, Chosen]
+    """By name; only those that are to run."""
+    policies: Mapping[str, Mapping[str, Any]]
+    """What `[policy.NAME]` sets, as JSON has it, by name; a volume's own options go before."""
+    timing: TimingOptions
+    log: LogOptions
+    source: str = attrs.field(eq=False, default="")
+    """The file."""
+    lines: Mapping[str, int] = attrs.field(eq=False, repr=False, factory=dict)
+    """Key path to line in `source`."""
+
+
+@attrs.frozen
+class Setting:
+    """One value in force."""
+
+    path: str
+    value: Any
+    source: str
+    """`default`, or file and line."""
+
+
+def load_config(path: str | Path, *, load: LoadDriver = registry.load) -> Config:
+    """Return the configuration in the file `path`.
+
+    Relative file names in it count from the file's folder.
+
+    Args:
+        path: The TOML file.
+        load: How drivers are found.
+
+    Raises:
+        ConfigError: The file cannot be read, or what it says is not usable; see the module.
+        DriverError: A driver that the defaults name is not usable.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"The configuration {file} cannot be read: {error.strerror}.",
+            hint="Name another with --config, or make one with `holdfast init`.",
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"The configuration {file} is not UTF-8 text: {error.reason}.") from error
+    return config_from_text(text, source=str(file), folder=str(file.parent.absolute()), load=load)
+
+
+def config_from_text(
+    text: str, *, source: str = "configuration", folder: str = "", load: LoadDriver = registry.load
+) -> Config:
+    """Return the configuration in `text`; see `load_config`.
+
+    Args:
+        text: TOML.
+        source: What errors call it.
+        folder: What relative file names count from; empty leaves them.
+        load: How drivers are found.
+    """
+    content, lines = parse(text, source)
+    return _Reader(content, Where(source, lines=lines, folder=folder), load).read()
+
+
+def provenance(config: Config) -> list[Setting]:
+    """Return every value in force, with where it came from; secrets are hidden."""
+    return [
+        Setting(path, value, f"{config.source}:{line}" if line else "default")
+        for path, value in _values(config)
+        for line in (config.lines.get(path),)
+    ]
+
+
+def _values(config: Config) -> Iterator[tuple[str, Any]]:
+    for name in SECTIONS:
+        options: Any = getattr(config, name.partition(".")[0])
+        yield from _section(name, options)
+    for kind in DEFAULT_DRIVERS:
+        chosen: Chosen = getattr(config, kind)
+        yield f"{kind}.driver", chosen.name
+        yield from _section(f"{kind}.{chosen.name}", chosen.options)
+    for name, chosen in config.frontends.items():
+        yield f"frontend.{name}.enabled", True
+        yield from _section(f"frontend.{name}", chosen.options)
+    for name, values in config.policies.items():
+        for key, value in values.items():
+            yield f"policy.{name}.{key}", value
+
+
+def _section(name: str, options: Any) -> Iterator[tuple[str, Any]]:
+    if options is not None:
+        for key, value in options_to_mapping(options, secrets=False).items():
+            yield f"{name}.{key}", value
+
+
+class _Reader:
+    """One reading of one configuration."""
+
+    def __init__(self, content: Mapping[str, Any], where: Where, load: LoadDriver) -> None:
+        self._content = content
+        self._where = where
+        self._load = load
+
+    def read(self) -> Config:
+        known = {name.partition(".")[0] for name in SECTIONS}
+        known |= DEFAULT_DRIVERS.keys() | {"frontend", "policy"}
+        for key in self._content:
+            if key not in known:
+                raise unknown_key(key, known, self._where)
+        volumes = self._table(self._content, "volumes", self._where)
+        for key in volumes:
+            if key != "defaults":
+                raise unknown_key(key, ["defaults"], self._where.key("volumes"))
+        return Config(
+            cluster=self._own("cluster", ClusterOptions),
+            node=self._own("node", NodeOptions),
+            control=self._own("control", ControlOptions),
+            state=self._chosen("state"),
+            transport=self._chosen("transport"),
+            volumes=self._volumes(volumes),
+            frontends=self._frontends(),
+            policies=self._policies(),
+            timing=self._own("timing", TimingOptions),
+            log=self._own("log", LogOptions),
+            source=self._where.source,
+            lines=self._where.lines,
+        )
+
+    def _table(self, content: Mapping[str, Any], key: str, where: Where) -> Mapping[str, Any]:
+        """Return the table under `key`, empty if there is none; raises `ConfigError` otherwise."""
+        value = content.get(key, {})
+        if not isinstance(value, Mapping):
+            at = where.key(key)
+            raise ConfigError(f"{at} is {value!r}; it must be a table.", hint=f"Write [{at.path}].")
+        return value
+
+    def _own(self, name: str, cls: type[T]) -> T:
+        table = self._table(self._content, name, self._where)
+        return options_from_mapping(cls, table, where=self._where.key(name))
+
+    def _volumes(self, volumes: Mapping[str, Any]) -> VolumeDefaults:
+        where = self._where.key("volumes")
+        table = self._table(volumes, "defaults", where)
+        defaults = options_from_mapping(VolumeDefaults, table, where=where.key("defaults"))
+        if "policy" in table:
+            self._driver("policy", defaults.policy, where.key("defaults").key("policy"))
+        return defaults
+
+    def _chosen(self, kind: str) -> Chosen:
+        """Read `[KIND]`: the key `driver`, and a table for each driver that has options."""
+        where = self._where.key(kind)
+        table = self._table(self._content, kind, self._where)
+        name = table.get("driver", DEFAULT_DRIVERS[kind])
+        if not isinstance(name, str):
+            raise ConfigError(f"{where.key('driver')} is {name!r}; it must be a string.")
+        if "driver" in table:
+            driver = self._driver(kind, name, where.key("driver"))
+        else:
+            driver = self._load(kind, name)
+        for key, value in table.items():
+            if key in {"driver", name}:
+                continue
+            if not isinstance(value, Mapping):
+                raise self._misplaced(key, name, driver, where)
+            # What is written for a driver that is not in use must be right all the same.
+            self._options(self._driver(kind, key, where.key(key)), value, where.key(key))
+        section = self._table(table, name, where)
+        return Chosen(name, driver, self._options(driver, section, where.key(name)))
+
+    def _frontends(self) -> dict[str, Chosen]:
+        where = self._where.key("frontend")
+        table = self._table(self._content, "frontend", self._where)
+        chosen: dict[str, Chosen] = {}
+        for name in dict.fromkeys((*DEFAULT_FRONTENDS, *table)):
+            section = dict(self._table(table, name, where))
+            enabled = section.pop("enabled", True)
+            if not isinstance(enabled, bool):
+                raise ConfigError(
+                    f"{where.key(name).key('enabled')} is {enabled!r}; it must be true or false."
+                )
+            if not enabled and not section:
+                continue  # A driver that is switched off need not even be installed.
+            if name in table:
+                driver = self._driver("frontend", name, where.key(name))
+            else:
+                driver = self._load("frontend", name)
+            options = self._options(driver, section, where.key(name))
+            if enabled:
+                chosen[name] = Chosen(name, driver, options)
+        return chosen
+
+    def _policies(self) -> dict[str, Mapping[str, Any]]:
+        where = self._where.key("policy")
+        table = self._table(self._content, "policy", self._where)
+        policies: dict[str, Mapping[str, Any]] = {}
+        for name in table:
+            driver = self._driver("policy", name, where.key(name))
+            section = self._table(table, name, where)
+            policies[name] = checked_mapping(driver.Options, section, where=where.key(name))
+        return policies
+
+    def _driver(self, kind: str, name: str, where: Where) -> Any:
+        """Load a driver that the file names, and say where it does if that fails."""
+        try:
+            return self._load(kind, name)
+        except DriverError as error:
+            raise ConfigError(f"{where}: {error.message}", hint=error.hint) from error
+
+    @staticmethod
+    def _options(driver: Any, section: Mapping[str, Any], where: Where) -> Any:
+        cls = getattr(driver, "Options", None)
+        if cls is not None:
+            return options_from_mapping(cls, section, where=where)
+        for key in section:
+            raise unknown_key(key, (), where)
+        return None
+
+    @staticmethod
+    def _misplaced(key: str, name: str, driver: Any, where: Where) -> ConfigError:
+        """Return the error for a plain value beside `driver`, which is what most people try first."""
+        cls = getattr(driver, "Options", None)
+        options = [] if cls is None else [info.name for info in describe_options(cls)]
+        nearest = difflib.get_close_matches(key, options, n=1)
+        if not nearest:
+            return unknown_key(key, ["driver"], where)
+        return ConfigError(
+            f"{where.key(key)} is not a known option.",
+            hint=f"Write {nearest[0]} under [{where.path}.{name}].",
+        )
