@@ -1,0 +1,430 @@
+"""One TCP connection: the asyncio protocol that turns socket events into messages and back.
+
+No task, future or queue per message: bytes arrive in `buffer_updated`, leave in `send`, and both run
+to their end within one wake-up of the event loop. What a stage of the connection does with messages
+is one attribute, `_deliver`; the handshake replaces it twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
+
+import structlog
+
+from holdfast.errors import (
+    HoldfastError,
+    RefusedError,
+    RemoteProtocolError,
+    UnavailableError,
+)
+from holdfast.interfaces.transport import Accept, LinkHandler
+from holdfast.messages import Attach, Hello, Message, PeerHello, SessionOpen
+from holdfast_transport_tcp import preface
+from holdfast_transport_tcp.compression import Squeezer, codec_named
+from holdfast_transport_tcp.counters import Counters
+from holdfast_transport_tcp.decoder import Decoder, OtherVersionError
+from holdfast_transport_tcp.encoder import Encoder
+from holdfast_transport_tcp.layout import HELLO_BYTES_MAX, PREFACE_BYTES_MAX
+from holdfast_transport_tcp.options import TcpOptions
+from holdfast_transport_tcp.preface import Preface, Welcome
+from holdfast_transport_tcp.slab import Inbox, Shelf
+
+log = structlog.get_logger(__name__)
+
+HELLOS = (Attach, SessionOpen, PeerHello)
+
+
+class Room(Protocol):
+    """What a link needs of the transport that it belongs to."""
+
+    options: TcpOptions
+    cluster: str
+    node: str
+    counters: Counters
+    shelf: Shelf
+
+    def arrived(self, link: TcpLink) -> None:
+        """Take note of a connection."""
+        ...
+
+    def left(self, link: TcpLink) -> None:
+        """Take note that a connection is gone."""
+        ...
+
+
+class Door(Protocol):
+    """What an accepted link needs of the listener that it came through."""
+
+    accept: Accept
+
+    def admit(self, link: AcceptedLink) -> str:
+        """Return why a connection that has just arrived cannot stay, or an empty string."""
+        ...
+
+    def admit_node(self, link: AcceptedLink, node: str) -> str:
+        """Return why a connection of `node` cannot stay, or an empty string."""
+        ...
+
+    def settled(self, link: AcceptedLink) -> None:
+        """Take note that the handshake of an accepted connection is over."""
+        ...
+
+    def left(self, link: AcceptedLink) -> None:
+        """Take note that the connection is gone."""
+        ...
+
+
+class TcpLink(asyncio.BufferedProtocol):
+    """What both ends of a connection share; implements `holdfast.interfaces.transport.Link`."""
+
+    def __init__(self, room: Room, limits: tuple[int, ...]) -> None:
+        self._room = room
+        self._inbox = Inbox(room.shelf)
+        self._encoder = Encoder(room.counters, batch_bytes_max=room.options.frame_bytes_max)
+        self._decoder = Decoder(self._inbox, room.counters, limits=limits)
+        self._transport: asyncio.Transport | None = None
+        self._handler: LinkHandler | None = None
+        self._deliver: Callable[[list[Any]], None] = self._discard
+        self._timer: asyncio.TimerHandle | None = None
+        self._open = False
+        """Between connection and loss, close or abort: messages are taken and delivered."""
+        self.peer = "?"
+
+    # --- what the owner calls ---------------------------------------------------------------
+
+    def send(self, messages: Sequence[Message]) -> None:
+        """Encode and hand to the operating system at once; what it does not take is buffered."""
+        if not self._open:
+            return
+        transport = self._transport
+        assert transport is not None
+        buffers = self._encoder.encode(messages)
+        if transport.is_closing():
+            return
+        if len(buffers) == 1:
+            transport.write(buffers[0])
+        else:
+            transport.writelines(buffers)
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes that the operating system has not taken yet."""
+        return self._transport.get_write_buffer_size() if self._open and self._transport else 0
+
+    def close(self, reason: str = "") -> None:
+        """Send what was accepted, then close.
+
+        The sending direction is shut first and arriving bytes are dropped until the peer shuts its
+        own: closing at once would make the kernel answer late bytes with a reset, and a reset takes
+        what was sent but not yet received with it.
+        """
+        if not self._open:
+            return
+        self._stop()
+        log.debug("link closed", peer=self.peer, reason=reason)
+        transport = self._transport
+        assert transport is not None
+        if transport.is_closing():
+            return
+        self._timer = asyncio.get_running_loop().call_later(
+            self._room.options.close_timeout_s, transport.abort
+        )
+        if transport.can_write_eof():
+            transport.write_eof()
+        else:
+            transport.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._stop()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def configure_socket(self, keepalive_s: float) -> None:
+        """Send small frames at once, and have the kernel end a connection whose peer has died."""
+        assert self._transport is not None
+        own = self._transport.get_extra_info("socket")
+        seconds = round(keepalive_s)
+        for level, option, value in (
+            (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+            (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, seconds),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2),
+            (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 3000 * seconds),
+        ):
+            own.setsockopt(level, option, value)
+
+    # --- what asyncio calls -----------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin the handshake, under its deadline."""
+        # uvloop's transports do not inherit from asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
+        self._open = True
+        host, port, *_ = self._transport.get_extra_info("peername") or ("?", 0)
+        self.peer = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._room.arrived(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Return where to receive."""
+        return self._inbox.buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Decode what arrived and deliver it in one call."""
+        if not self._open:
+            self._inbox.start = self._inbox.end = self._inbox.needed = 0
+            return
+        messages: list[Any] = []
+        error: RemoteProtocolError | None = None
+        try:
+            self._decoder.receive(nbytes, messages)
+        except RemoteProtocolError as caught:
+            error = caught
+        if messages:
+            self._deliver(messages)
+        if error is not None and self._open:
+            self._violated(error)
+
+    def eof_received(self) -> bool:
+        """Take note that the peer will send no more; half-open links are of no use here."""
+        self._lost(
+            UnavailableError(
+                f"{self.peer} closed the connection"
+                + (" in the middle of a frame." if self._inbox.start < self._inbox.end else ".")
+            )
+        )
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the owner unless it knows, and give everything back."""
+        self._lost(
+            UnavailableError(f"The connection to {self.peer} was lost: {exc or 'it was closed'}.")
+        )
+        self._cancel_timer()
+        self._inbox.close()
+        self._room.left(self)
+
+    # --- stages -----------------------------------------------------------------------------
+
+    def _discard(self, messages: list[Any]) -> None:
+        """Drop what arrives after the end."""
+
+    def _serve(self, handler: LinkHandler) -> None:
+        """Deliver to `handler` from here on."""
+        self._cancel_timer()
+        self._handler = handler
+        self._deliver = handler.on_messages
+
+    def _use(self, compression: str) -> None:
+        """Compress both directions as the handshake chose."""
+        codec = codec_named(compression)
+        self._decoder.use(codec)
+        self._encoder.use(Squeezer(codec))
+
+    def _send_own(self, message: Preface | Welcome) -> None:
+        assert self._transport is not None
+        self._transport.writelines(self._encoder.encode([message]))
+
+    def _expect_within(self, timeout_s: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(timeout_s, self._expired)
+
+    def _expired(self) -> None:
+        self._violated(RemoteProtocolError("The handshake took too long."))
+
+    def _violated(self, error: HoldfastError) -> None:
+        """Close because of what the peer did; one line of log, whatever it sent."""
+        self._room.counters.protocol_errors += 1
+        log.warning("connection closed", peer=self.peer, reason=error.message)
+        self._lost(error)
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _lost(self, error: HoldfastError) -> None:
+        """Stop, and tell the owner once."""
+        if not self._open:
+            return
+        handler = self._handler
+        self._stop()
+        if handler is not None:
+            handler.on_lost(error)
+
+    def _stop(self) -> None:
+        self._open = False
+        self._handler = None
+        self._deliver = self._discard
+        self._cancel_timer()
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class ConnectingLink(TcpLink):
+    """The end that opened the connection."""
+
+    def __init__(self, room: Room) -> None:
+        super().__init__(room, limits=(PREFACE_BYTES_MAX,))
+        self._welcomed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # Whoever gave up waiting has its own error; this one need not be reported as forgotten.
+        self._welcomed.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Present this node."""
+        super().connection_made(transport)
+        self._deliver = self._take_welcome
+        room = self._room
+        self._send_own(
+            Preface(
+                cluster=room.cluster,
+                node=room.node,
+                compression=preface.offers(room.options.compression),
+                capabilities=preface.CAPABILITIES,
+            )
+        )
+
+    async def start(self, hello: Hello, handler: LinkHandler) -> None:
+        """Wait for the peer's welcome, then send `hello` and deliver to `handler` from here on.
+
+        Raises:
+            RefusedError: The peer would not have us.
+            UnavailableError: The connection was lost meanwhile.
+        """
+        await self._welcomed
+        if not self._open:
+            raise UnavailableError(f"{self.peer} closed the connection after its handshake.")
+        self._serve(handler)
+        self.send([hello])
+
+    def _take_welcome(self, messages: list[Any]) -> None:
+        welcome = messages[0]
+        if not isinstance(welcome, Welcome) or len(messages) > 1:
+            self._violated(RemoteProtocolError("The peer did not answer the handshake with one."))
+            return
+        if welcome.refused:
+            self._lost(
+                RefusedError(
+                    f"{self.peer} refused the connection ({welcome.refused}): {welcome.sentence}",
+                    hint="Compare the cluster names and versions of both nodes.",
+                )
+            )
+        elif welcome.compression not in preface.offers(self._room.options.compression):
+            self._violated(
+                RemoteProtocolError("The peer chose a compression that was not offered.")
+            )
+        elif welcome.cluster != self._room.cluster:
+            self._lost(
+                RefusedError(
+                    f"{self.peer} belongs to cluster {welcome.cluster!r}, this node to "
+                    f"{self._room.cluster!r}.",
+                    hint="Check the address, and the cluster name of both nodes.",
+                )
+            )
+        else:
+            self.peer = f"{welcome.node}@{self.peer}"
+            self._use(welcome.compression)
+            self._deliver = self._discard_early
+            if not self._welcomed.done():
+                self._welcomed.set_result(None)
+
+    def _discard_early(self, messages: list[Any]) -> None:
+        self._violated(RemoteProtocolError("The peer spoke before it was spoken to."))
+
+    def _violated(self, error: HoldfastError) -> None:
+        if isinstance(error, OtherVersionError):
+            error = RefusedError(f"{self.peer}: {error.message}", hint="Upgrade the older node.")
+        super()._violated(error)
+
+    def _lost(self, error: HoldfastError) -> None:
+        if self._open and not self._welcomed.done():
+            self._welcomed.set_exception(error)
+        super()._lost(error)
+
+    def _stop(self) -> None:
+        super()._stop()
+        if not self._welcomed.done():
+            self._welcomed.cancel()
+
+
+class AcceptedLink(TcpLink):
+    """The end that was connected to."""
+
+    def __init__(self, room: Room, door: Door) -> None:
+        super().__init__(room, limits=(PREFACE_BYTES_MAX, HELLO_BYTES_MAX))
+        self._door = door
+        self.peer_node = ""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Wait for the peer to present itself, if there is room for it."""
+        super().connection_made(transport)
+        refusal = self._door.admit(self)
+        if refusal:
+            self._turned_away(refusal)
+            return
+        self._deliver = self._take_preface
+        self._expect_within(self._room.options.connect_timeout_s)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Make room for another one."""
+        self._door.left(self)
+        super().connection_lost(exc)
+
+    def _take_preface(self, messages: list[Any]) -> None:
+        room = self._room
+        hello = messages[0]
+        if not isinstance(hello, Preface) or len(messages) > 1:
+            self._violated(RemoteProtocolError("The peer did not begin with a handshake."))
+            return
+        self.peer = f"{hello.node}@{self.peer}"
+        welcome = preface.answer(
+            hello, cluster=room.cluster, node=room.node, choice=room.options.compression
+        )
+        if welcome.refused:
+            self._refuse(welcome)
+            return
+        refusal = self._door.admit_node(self, hello.node)
+        if refusal:
+            self._turned_away(refusal)
+            return
+        self.peer_node = hello.node
+        self._send_own(welcome)
+        self._use(welcome.compression)
+        self._deliver = self._take_hello
+
+    def _take_hello(self, messages: list[Any]) -> None:
+        hello, *rest = messages
+        if not isinstance(hello, HELLOS):
+            self._violated(RemoteProtocolError(f"A link cannot open with {type(hello).__name__}."))
+            return
+        self._cancel_timer()
+        self._door.settled(self)
+        handler = self._door.accept(self, hello)
+        if handler is None:
+            self.close("refused")
+        elif self._open:
+            self._serve(handler)
+            if rest:
+                self._deliver(rest)
+
+    def _violated(self, error: HoldfastError) -> None:
+        """Tell a peer of another version why before closing."""
+        if isinstance(error, OtherVersionError) and self._deliver == self._take_preface:
+            self._refuse(preface.other_version(self._room.node, self._room.cluster, error.version))
+        else:
+            super()._violated(error)
+
+    def _turned_away(self, why: str) -> None:
+        welcome = Welcome(self._room.cluster, self._room.node, "", (), "too-many", why)
+        self._refuse(welcome)
+
+    def _refuse(self, welcome: Welcome) -> None:
+        self._room.counters.connections_refused += 1
+        log.warning(
+            "connection refused", peer=self.peer, code=welcome.refused, reason=welcome.sentence
+        )
+        self._send_own(welcome)
+        self.close(welcome.refused)
