@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from holdfast.units import KIB
+from holdfast.units import KIB, MIB
 from holdfast_transport_tcp.compression import CHOICES
 from holdfast_transport_tcp.layout import BATCH_BYTES_MAX
 
@@ -70,5 +70,13 @@ class TcpOptions:
         metadata={
             "doc": "A silent connection is probed after this and given up after three times this;"
             " so is one whose bytes nobody confirms."
+        },
+    )
+    warm_heap_bytes: int = attrs.field(
+        default=64 * MIB,
+        validator=attrs.validators.ge(0),
+        metadata={
+            "doc": "Freed memory that the process keeps for the next frames; 0 leaves the C"
+            " library's allocator as it is."
         },
     )

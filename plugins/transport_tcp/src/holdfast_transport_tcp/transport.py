@@ -20,6 +20,7 @@ from holdfast.errors import UnavailableError, UsageError
 from holdfast.interfaces.transport import Accept, LinkHandler
 from holdfast.messages import Hello
 from holdfast_transport_tcp.counters import Counters
+from holdfast_transport_tcp.heap import keep_warm
 from holdfast_transport_tcp.link import AcceptedLink, ConnectingLink, TcpLink
 from holdfast_transport_tcp.options import TcpOptions
 from holdfast_transport_tcp.slab import Shelf
@@ -210,6 +211,7 @@ class TcpTransportDriver:
     @staticmethod
     async def open(options: TcpOptions, cluster: str, node: str) -> TcpTransport:
         """Return the transport of `node`, a member of `cluster`."""
+        keep_warm(options.warm_heap_bytes)
         return TcpTransport(options, cluster, node)
 
 
