@@ -289,15 +289,14 @@ class LocalCluster:
     def _settings(self, node: LocalNode, transport_port: int, nbd_port: int) -> Settings:
         """Return what the node cannot share with another."""
         return {
-            "node": {
-                "name": node.name,
-                "cluster": self.id,
-                "data": [str(node.data)],
-                "control": str(node.control),
-            },
+            # Nodes of two local clusters must not take each other for their own.
+            "cluster": {"name": f"local-{self.id[:12]}"},
+            "node": {"name": node.name, "data": [str(node.data)]},
+            "control": {"socket": str(node.control)},
             "state": {"driver": "sqlite", "sqlite": {"path": str(self.state_db)}},
-            "transport": {"tcp": {"listen": f"{HOST}:{transport_port}"}},
+            "transport": {"tcp": {"listen": HOST, "port": transport_port}},
             "frontend": {"nbd": {"listen": f"{HOST}:{nbd_port}"}},
+            "log": {"format": "json"},
         }
 
 
@@ -317,14 +316,26 @@ def _existing(directory: Path) -> LocalCluster | None:
         return None
 
 
-_OWN = ("node.name", "node.cluster", "node.data", "node.control", "state.driver")
-_OWN_PREFIXES = ("state.sqlite.", "transport.tcp.listen", "frontend.nbd.listen")
+_OWN = frozenset(
+    {
+        "cluster.name",
+        "node.name",
+        "node.data",
+        "control.socket",
+        "state.driver",
+        "state.sqlite.path",
+        "transport.tcp.port",
+        "frontend.nbd.listen",
+        "log.format",
+    }
+)
+"""What `holdfast up` sets for each node by itself."""
 
 
 def _shared_settings(path: Path) -> Settings:
     settings = read_toml(path)
     for dotted in leaves(settings):
-        if dotted in _OWN or dotted.startswith(_OWN_PREFIXES):
+        if dotted in _OWN:
             raise ConfigError(
                 f"{path}: {dotted} belongs to one node and cannot be shared by all.",
                 hint="Leave it out here; `holdfast up` sets it for each node.",
@@ -342,7 +353,7 @@ def _ports(settings: Mapping[str, Any]) -> tuple[int, int]:
         tail = str(value).rpartition(":")[2]
         return int(tail) if tail.isdigit() else 0
 
-    return port("transport", "tcp", "listen"), port("frontend", "nbd", "listen")
+    return port("transport", "tcp", "port"), port("frontend", "nbd", "listen")
 
 
 def _free_port(wanted: int, taken: set[int]) -> int:

@@ -131,7 +131,15 @@ def _launch(node: LocalNode) -> _Launch:
         # -P: the folder that the node runs in is not a place to import from.
         program = [sys.executable, "-P", "-m", "holdfast", "--json"]
         process = subprocess.Popen(
-            [*program, "node", "run", "--config", str(node.config)],
+            [
+                *program,
+                "node",
+                "run",
+                "--config",
+                str(node.config),
+                "--pid-file",
+                str(node.pid_file),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

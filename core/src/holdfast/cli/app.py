@@ -1,0 +1,172 @@
+"""The root of the command line: global options, and the one place where errors become text.
+
+A `HoldfastError` becomes a sentence, a hint and its exit code; a slip in the arguments likewise. What
+was not foreseen goes to a file with all its details, and the user is told where.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Protocol, runtime_checkable
+
+import typer
+
+from holdfast.cli import cluster, config, demo, doctor, node, plugin, volume
+from holdfast.cli.context import Context
+from holdfast.errors import HoldfastError, UsageError
+from holdfast.node.control_errors import to_json
+from holdfast.node.local_cluster import default_dir
+
+EXIT_BUG = 70
+"""`EX_SOFTWARE` of sysexits.h."""
+EXIT_INTERRUPTED = 130
+"""As shells report SIGINT."""
+EXIT_PIPE = 141
+"""As shells report SIGPIPE."""
+
+_HERE_AND_THERE = "--json and --dir may stand before or after the command."
+
+app = typer.Typer(
+    name="holdfast",
+    help="Replicated block volumes: every write is kept on several machines before it is answered.\n\n"
+    "Begin with `holdfast demo`, or with `holdfast up` and `holdfast volume create`.",
+    epilog=f"{_HERE_AND_THERE} Every command takes -h.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+cluster.add_to(app)
+app.add_typer(volume.app)
+app.add_typer(node.app)
+app.add_typer(plugin.app)
+app.add_typer(config.app)
+doctor.add_to(app)
+demo.add_to(app)
+
+
+@app.callback()
+def _globals(
+    ctx: typer.Context,
+    directory: Annotated[
+        Path | None,
+        typer.Option(
+            "--dir",
+            envvar="HOLDFAST_DIR",
+            help="The local cluster's folder.",
+            show_default="below the user's state directory",
+        ),
+    ] = None,
+    control: Annotated[
+        Path | None,
+        typer.Option(
+            "--control",
+            envvar="HOLDFAST_CONTROL",
+            help="Talk to the node with this control socket instead of a local cluster.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        sys.stdout.write(f"holdfast {installed('holdfast-core')}\n")
+        raise typer.Exit
+    where = default_dir() if directory is None else directory
+    ctx.obj = Context(dir=where.expanduser().absolute(), json=as_json, control=control)
+
+
+@runtime_checkable
+class _Slip(Protocol):
+    """What typer raises for arguments that make no sense, whichever click it is built on."""
+
+    ctx: Any
+
+    def format_message(self) -> str: ...
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code."""
+    words = hoisted(arguments)
+    as_json = "--json" in words
+    try:
+        code = app(words, prog_name="holdfast", standalone_mode=False)
+        sys.stdout.flush()
+    except HoldfastError as error:
+        return _fail(error, as_json=as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone, as `head` does; nothing more may be written at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
+    except Exception as error:  # noqa: BLE001 - the last place; told as a sentence.
+        if isinstance(error, _Slip):
+            return _slip(error, as_json=as_json)
+        return _bug(error, as_json=as_json)
+    return code if isinstance(code, int) else 0
+
+
+def hoisted(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with `--json` and `--dir DIR` in front, wherever they stood."""
+    first: list[str] = []
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--":
+            rest += [word, *words]
+        elif word == "--json" or word.startswith("--dir="):
+            first.append(word)
+        elif word == "--dir":
+            first += [word, *([value] if (value := next(words, None)) is not None else [])]
+        else:
+            rest.append(word)
+    return [*first, *rest]
+
+
+def _fail(error: HoldfastError, *, as_json: bool) -> int:
+    if as_json:
+        sys.stderr.write(json.dumps(to_json(error)) + "\n")
+    else:
+        sys.stderr.write(f"holdfast: {error.message}\n")
+        if error.hint:
+            sys.stderr.write(f"  {error.hint}\n")
+    return error.exit_code
+
+
+def _slip(error: _Slip, *, as_json: bool) -> int:
+    path = getattr(error.ctx, "command_path", "holdfast")
+    if type(error).__name__ == "NoArgsIsHelpError":
+        sys.stdout.write(error.ctx.get_help() + "\n")
+        return UsageError.exit_code
+    sentence = error.format_message().strip()
+    if not sentence.endswith((".", "?", "!")):
+        sentence += "."
+    return _fail(UsageError(sentence, hint=f"`{path} -h` shows how."), as_json=as_json)
+
+
+def _bug(error: Exception, *, as_json: bool) -> int:
+    """Keep the details in a file and say where it is."""
+    details = "".join(traceback.format_exception(error))
+    told = f"{type(error).__name__}: {error}"
+    path = default_dir().parent / "holdfast-errors.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        now = dt.datetime.now(tz=dt.UTC).isoformat(timespec="seconds")
+        with path.open("a", encoding="utf-8") as log:
+            log.write(f"{now} {sys.argv}\n{details}\n")
+        hint = f"The details are in {path}; please report them."
+    except OSError:
+        hint = "Please report this."
+    failure = HoldfastError(f"Something unexpected happened: {told}.", hint=hint)
+    failure.exit_code = EXIT_BUG
+    return _fail(failure, as_json=as_json)

@@ -1,0 +1,183 @@
+"""`holdfast up`, `down` and `status`: a cluster of node processes on this machine."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from holdfast.cli.context import PROBE_TIMEOUT_S, Context, here, put, put_json, warn
+from holdfast.errors import HoldfastError, UnavailableError
+from holdfast.node import supervisor
+from holdfast.node.control_client import Json
+from holdfast.node.local_cluster import LocalCluster, locked, names_text
+
+REFRESH_S = 0.5
+"""How often a live view asks."""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's commands to `holdfast`."""
+    app.command()(up)
+    app.command()(down)
+    app.command()(status)
+
+
+def up(
+    ctx: typer.Context,
+    nodes: Annotated[
+        int | None,
+        typer.Option("--nodes", "-n", help="How many nodes.", show_default="4, or those there are"),
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Return when all are ready.")
+    ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="A TOML file with settings for every node."),
+    ] = None,
+) -> None:
+    """Start a local cluster: several node processes on this machine.
+
+    A cluster that exists is started as it is. Without --detach it runs until Ctrl-C.
+    """
+    context = here(ctx)
+    cluster = LocalCluster.create(context.dir, count=nodes, extra=config)
+    began = time.monotonic()
+    with cluster.locked():
+        started = supervisor.start(cluster.nodes)
+    took_s = time.monotonic() - began
+    if context.json:
+        put_json(cluster_status(context) | {"started": started})
+    elif not started:
+        put(f"All {len(cluster.names)} nodes run already.")
+    else:
+        put(f"Started {names_text(started)} in {took_s:.1f} s. The cluster is in {cluster.dir}.")
+    if detach:
+        if not context.json:
+            put("Next: holdfast volume create NAME --size 1GiB --replicas 2 --wait")
+        return
+    try:
+        _run_until_interrupted(context)
+    finally:
+        _down(context, cluster)
+
+
+def down(ctx: typer.Context) -> None:
+    """Stop the local cluster; its volumes keep their data."""
+    context = here(ctx)
+    _down(context, context.cluster())
+
+
+def status(
+    ctx: typer.Context,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Show it live, until Ctrl-C.")
+    ] = False,
+) -> None:
+    """Show the nodes and volumes of the local cluster."""
+    context = here(ctx)
+    context.cluster()
+    if watch and not context.json:
+        _watch(context)
+    now = cluster_status(context)
+    if not context.json:
+        from holdfast.cli import render
+
+        render.show(render.cluster_page(now))
+        return
+    put_json(now)
+    while watch:
+        time.sleep(REFRESH_S)
+        before, now = now, cluster_status(context)
+        if now != before:
+            put_json(now)
+
+
+def cluster_status(context: Context) -> Json:
+    """Return what is known of the cluster's processes, nodes and volumes.
+
+    A node's `state` is `running`, `stopped`, or `silent` when its process lives and does not answer.
+    `volumes` is None while no node answers.
+    """
+    cluster = context.cluster()
+    rows = []
+    known: dict[str, Json] = {}
+    volumes = None
+    for node in cluster.nodes:
+        row: Json = {"name": node.name, "state": "stopped", "pid": node.pid}
+        rows.append(row)
+        if row["pid"] is None:
+            continue
+        try:
+            row |= node.client().node(timeout_s=PROBE_TIMEOUT_S)
+            row["state"] = "running"
+            if volumes is None:
+                known = {each["name"]: each for each in node.client().nodes()}
+                volumes = list(node.client().volumes())
+        except UnavailableError:
+            row["state"] = "silent"
+    nodes = [known.get(row["name"], {}) | row for row in rows]
+    return {"dir": str(cluster.dir), "cluster": cluster.id, "nodes": nodes, "volumes": volumes}
+
+
+def _watch(context: Context) -> None:
+    from holdfast.cli import render
+
+    with render.live() as view:
+        while True:
+            view.update(render.cluster_page(cluster_status(context)), refresh=True)
+            time.sleep(REFRESH_S)
+
+
+def _run_until_interrupted(context: Context) -> None:
+    """Show the cluster until Ctrl-C or SIGTERM; both end it in order."""
+
+    def on_term(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, on_term)
+    try:
+        from holdfast.cli import render
+
+        if render.out.is_terminal and not context.json:
+            _watch(context)
+        if not context.json:
+            put("Running until Ctrl-C.")
+        while True:
+            signal.pause()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _down(context: Context, cluster: LocalCluster) -> None:
+    with locked(cluster.dir):
+        stopped = supervisor.stop(cluster.nodes, handover=False)
+    report(context, stopped)
+
+
+def report(context: Context, stopped: list[supervisor.Stopped]) -> None:
+    """Tell how nodes ended."""
+    for each in stopped:
+        if each.how == "killed":
+            warn(f"Node {each.name} (process {each.pid}) did not stop and was killed.")
+    if context.json:
+        put_json({"stopped": [{"name": s.name, "pid": s.pid, "how": s.how} for s in stopped]})
+    elif stopped:
+        put(f"Stopped {names_text([each.name for each in stopped])}.")
+    else:
+        put("Nothing was running.")
+
+
+def stop_quietly(cluster: LocalCluster) -> None:
+    """Stop all nodes whatever happens; for programs that clean up behind themselves."""
+    try:
+        supervisor.stop(cluster.nodes, handover=False)
+    except HoldfastError as error:
+        warn(str(error))

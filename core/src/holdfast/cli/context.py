@@ -1,0 +1,104 @@
+"""What every command needs: which cluster, which form of output, and a node that answers.
+
+The global options become one `Context`, which typer hands to each command. Nothing here knows a
+command by name.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import attrs
+import typer
+
+from holdfast.errors import HoldfastError, UnavailableError, UsageError
+from holdfast.node.control_client import ControlClient
+from holdfast.node.local_cluster import LocalCluster
+
+PROBE_TIMEOUT_S = 2.0
+"""How long a node may take to say that it lives before the next one is asked."""
+
+
+@attrs.define
+class Context:
+    """The global options of one run of the command line."""
+
+    dir: Path
+    json: bool = False
+    control: Path | None = None
+    """The control socket of one node, instead of a local cluster."""
+
+    def cluster(self) -> LocalCluster:
+        """Return the local cluster; raises `NotFoundError` with what to do when there is none."""
+        return LocalCluster.open(self.dir)
+
+    def client(self, node: str | None = None) -> ControlClient:
+        """Return a client of `node`, or of the first node that answers.
+
+        Raises:
+            UnavailableError: None does; says how to start them.
+        """
+        if self.control is not None:
+            if node is not None:
+                raise UsageError("--control names one node; it cannot be asked for another.")
+            return ControlClient(self.control, hint="Is the path of --control right?")
+        cluster = self.cluster()
+        if node is not None:
+            return cluster.node(node).client()
+        running = [each for each in cluster.nodes if each.pid is not None]
+        silent: HoldfastError | None = None
+        for each in running:
+            client = each.client()
+            try:
+                client.node(timeout_s=PROBE_TIMEOUT_S)
+            except UnavailableError as error:
+                silent = error
+            else:
+                return client
+        if silent is not None:
+            raise silent
+        raise UnavailableError(
+            f"No node of the cluster in {self.dir} is running.", hint="Start it with `holdfast up`."
+        )
+
+
+def here(ctx: typer.Context) -> Context:
+    """Return the global options of this run."""
+    context = ctx.find_root().obj
+    assert isinstance(context, Context)
+    return context
+
+
+def put(text: str) -> None:
+    """Write a line to standard output."""
+    sys.stdout.write(f"{text}\n")
+
+
+def put_json(value: Any) -> None:
+    """Write a value to standard output as JSON for people and programs."""
+    put(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def put_json_line(value: Any) -> None:
+    """Write a value as one line, at once, for streams."""
+    put(json.dumps(value, ensure_ascii=False))
+    sys.stdout.flush()
+
+
+def warn(sentence: str) -> None:
+    """Write a warning to standard error."""
+    sys.stderr.write(f"Warning: {sentence}\n")
+
+
+def pairs(words: list[str], option: str) -> dict[str, str]:
+    """Return `key=value` words as a dict; raises `UsageError` for what is none."""
+    found = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise UsageError(f"{option} {word!r} has no '='.", hint=f"Write {option} key=value.")
+        found[key] = value
+    return found

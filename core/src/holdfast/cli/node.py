@@ -1,0 +1,150 @@
+"""`holdfast node …`: one node, as a process and as a member of the cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from holdfast.cli.context import here, put, put_json
+from holdfast.node import supervisor
+from holdfast.node.local_cluster import LocalNode, locked
+from holdfast.node.processes import write_pid
+
+app = typer.Typer(name="node", help="Run, start, stop and look at nodes.", no_args_is_help=True)
+
+Node = Annotated[str, typer.Argument(metavar="NODE", help="The node's name, such as n1.")]
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Option("--config", "-c", help="The node's TOML file.")],
+    pid_file: Annotated[
+        Path | None, typer.Option("--pid-file", help="Where to put the process id.")
+    ] = None,
+) -> None:
+    """Run a node in the foreground, until SIGTERM or Ctrl-C.
+
+    A clean stop hands primaries over to other nodes first.
+    """
+    from holdfast.node.daemon import run_node
+
+    from holdfast.kernel.config import load_config
+
+    loaded = load_config(config)
+    if pid_file is None:
+        raise typer.Exit(run_node(loaded))
+    write_pid(pid_file)
+    try:
+        code = run_node(loaded)
+    finally:
+        pid_file.unlink(missing_ok=True)
+    raise typer.Exit(code)
+
+
+@app.command()
+def start(ctx: typer.Context, name: Node) -> None:
+    """Start one node of the local cluster and return when it is ready."""
+    context = here(ctx)
+    cluster = context.cluster()
+    node = cluster.node(name)
+    with locked(cluster.dir):
+        started = supervisor.start([node])
+    if context.json:
+        put_json({"started": started, "name": name, "pid": node.pid})
+    else:
+        put(f"Node {name} is ready." if started else f"Node {name} runs already.")
+
+
+@app.command()
+def stop(ctx: typer.Context, name: Node) -> None:
+    """Stop one node of the local cluster; its primaries move to other nodes first."""
+    from holdfast.cli.cluster import report
+
+    context = here(ctx)
+    cluster = context.cluster()
+    node = cluster.node(name)
+    with locked(cluster.dir):
+        report(context, supervisor.stop([node], handover=True))
+
+
+@app.command("list")
+def list_nodes(ctx: typer.Context) -> None:
+    """List all nodes of the cluster."""
+    context = here(ctx)
+    nodes = context.client().nodes()
+    if context.json:
+        put_json({"nodes": list(nodes)})
+        return
+    from holdfast.cli import render
+
+    rows = render.table("NODE", "STATE", "COPIES", "PRIMARIES", "ADDRESS", "NBD")
+    for node in nodes:
+        state = render.word("running" if node["alive"] else "stopped")
+        if node["cordoned"]:
+            state.append(", cordoned", style="yellow")
+        numbers = str(node["copies"]), str(node["primaries"])
+        rows.add_row(
+            node["name"], state, *numbers, node["address"], node["frontends"].get("nbd", "-")
+        )
+    render.show(rows)
+
+
+@app.command()
+def show(ctx: typer.Context, name: Node) -> None:
+    """Show what one node says of itself."""
+    context = here(ctx)
+    described = context.client(name).node()
+    if context.json:
+        put_json(described)
+        return
+    from holdfast.cli import render
+
+    rows = render.table("", "")
+    for key, value in described.items():
+        rows.add_row(key, str(value))
+    render.show(rows)
+
+
+@app.command()
+def cordon(ctx: typer.Context, name: Node) -> None:
+    """Let a node take no new copies; those that it has stay."""
+    _cordon(ctx, name, cordoned=True)
+
+
+@app.command()
+def uncordon(ctx: typer.Context, name: Node) -> None:
+    """Let a node take new copies again."""
+    _cordon(ctx, name, cordoned=False)
+
+
+@app.command()
+def log(
+    ctx: typer.Context,
+    name: Node,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many.")] = 20,
+) -> None:
+    """Print the last lines of the log of a node of the local cluster."""
+    context = here(ctx)
+    for line in _tail(context.cluster().node(name), lines):
+        put(line)
+
+
+def _tail(node: LocalNode, count: int) -> list[str]:
+    from collections import deque
+
+    try:
+        with node.log.open(encoding="utf-8", errors="replace") as file:
+            return [line.rstrip("\n") for line in deque(file, maxlen=count)]
+    except FileNotFoundError:
+        return []
+
+
+def _cordon(ctx: typer.Context, name: str, *, cordoned: bool) -> None:
+    context = here(ctx)
+    described = context.client(name).cordon(cordoned=cordoned)
+    if context.json:
+        put_json(described)
+    else:
+        put(f"Node {name} takes {'no' if cordoned else ''} new copies.".replace("  ", " "))

@@ -1,0 +1,264 @@
+"""Tables, pages and progress for people; every colour and word choice of the output is here.
+
+The functions take the dicts of the control API and return what rich can draw. rich is imported when
+this module is, which is when something is to be drawn.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.padding import Padding
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from holdfast.units import format_size
+
+Json = Mapping[str, Any]
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+_GOOD, _BUSY, _BAD, _DIM = "green", "yellow", "red", "dim"
+_STYLES = {
+    "healthy": _GOOD,
+    "syncing": _BUSY,
+    "degraded": _BUSY,
+    "read-only": _BAD,
+    "suspended": _BAD,
+    "offline": _BAD,
+    "deleting": _DIM,
+    "in-sync": _GOOD,
+    "read-write": _GOOD,
+    "error": _BAD,
+    "none": _BAD,
+    "running": _GOOD,
+    "stopped": _DIM,
+    "silent": _BAD,
+    "ok": _GOOD,
+    "missing": _BUSY,
+    "problem": _BAD,
+}
+
+
+def word(text: str) -> Text:
+    """Return a state or health word in its colour."""
+    return Text(text, style=_STYLES.get(text, ""))
+
+
+def show(what: RenderableType) -> None:
+    """Draw on standard output."""
+    out.print(what)
+
+
+def table(*columns: str, right: Sequence[str] = ()) -> Table:
+    """Return an empty table in the house's form."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return made
+
+
+def volume_table(volumes: Iterable[Json]) -> Table:
+    """Return one line for each volume."""
+    made = table(
+        "VOLUME",
+        "SIZE",
+        "HEALTH",
+        "ACCESS",
+        "POLICY",
+        "PRIMARY",
+        "REPLICAS",
+        "IN USE BY",
+        right=["SIZE"],
+    )
+    for volume in volumes:
+        replicas = [c for c in volume["copies"] if c["role"] == "replica"]
+        in_sync = sum(c["state"] == "in-sync" for c in replicas)
+        made.add_row(
+            volume["name"],
+            format_size(volume["size"]),
+            word(volume["health"]),
+            word(volume["access"]),
+            volume["policy"],
+            volume["primary"] or "-",
+            f"{in_sync}/{volume['declared_replicas']}",
+            volume["attached"] or "-",
+        )
+    return made
+
+
+def volume_page(volume: Json) -> RenderableType:
+    """Return all that is known of one volume."""
+    head = Table.grid(padding=(0, 2))
+    head.add_column(style="bold")
+    head.add_column()
+    options = ", ".join(f"{k}={v}" for k, v in volume["policy_options"].items())
+    head.add_row("Volume", volume["name"])
+    head.add_row("Health", word(volume["health"]))
+    if volume.get("reason"):
+        head.add_row("", volume["reason"])
+    head.add_row("Access", word(volume["access"]))
+    head.add_row("Size", format_size(volume["size"]))
+    head.add_row("Policy", volume["policy"] + (f" ({options})" if options else ""))
+    head.add_row("Replicas", f"{volume['declared_replicas']} declared")
+    head.add_row("Epoch", str(volume["epoch"]))
+    head.add_row("In use by", volume["attached"] or "nobody")
+    return Group(head, Padding(copies_table(volume["copies"]), (1, 0, 0, 0)))
+
+
+def copies_table(copies: Iterable[Json]) -> Table:
+    """Return one line for each copy, with the progress of its sync."""
+    made = table("NODE", "ROLE", "STATE", "SYNC")
+    for copy in copies:
+        role = Text(copy["role"], style="bold" if copy["role"] == "primary" else "")
+        made.add_row(copy["node"], role, word(copy["state"]), sync_text(copy.get("sync")))
+    return made
+
+
+def sync_text(sync: Json | None) -> str:
+    """Return how far a sync is, in a few words."""
+    if sync is None:
+        return ""
+    if not sync["bytes_left"]:
+        return f"done, {format_size(sync['bytes_sent'])} sent" if sync["bytes_sent"] else "done"
+    text = f"{format_size(sync['bytes_left'])} left of {format_size(sync['bytes_total'])}"
+    if sync["rate"]:
+        text += f", {format_size(sync['rate'])}/s"
+    if sync["seconds_left"] is not None:
+        text += f", {duration(sync['seconds_left'])}"
+    return text
+
+
+def duration(seconds: float) -> str:
+    """Return a duration for people: `3 s`, `2 min 5 s`, `1 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def cluster_page(status: Json) -> RenderableType:
+    """Return the nodes and the volumes of a local cluster."""
+    nodes = table(
+        "NODE",
+        "STATE",
+        "PID",
+        "COPIES",
+        "PRIMARIES",
+        "FREE",
+        "REPLICATION",
+        "NBD",
+        right=["PID", "COPIES", "PRIMARIES", "FREE"],
+    )
+    for node in status["nodes"]:
+        state = word(node["state"])
+        if node.get("cordoned"):
+            state.append(", cordoned", style=_BUSY)
+        free = node.get("free_bytes")
+        nodes.add_row(
+            node["name"],
+            state,
+            _text(node["pid"]),
+            _text(node.get("copies")),
+            _text(node.get("primaries")),
+            "-" if free is None else format_size(free),
+            _text(node.get("address")),
+            _text((node.get("frontends") or {}).get("nbd")),
+        )
+    parts: list[RenderableType] = [Text(f"Cluster in {status['dir']}", style=_DIM), nodes]
+    if status["volumes"]:
+        parts.append(volume_table(status["volumes"]))
+    elif status["volumes"] is not None:
+        parts.append(Text("No volumes yet: holdfast volume create NAME --size 1GiB", style=_DIM))
+    return Group(*parts)
+
+
+def _text(value: object) -> str:
+    return "-" if value in {None, ""} else str(value)
+
+
+def event_line(event: Json) -> Text:
+    """Return one event: when, where, what."""
+    at = dt.datetime.fromtimestamp(event["at"]).astimezone()
+    line = Text()
+    line.append(f"{at:%Y-%m-%d %H:%M:%S}  ", style=_DIM)
+    line.append(f"{event['node'] or '-':<6}")
+    line.append(event["sentence"])
+    return line
+
+
+@contextmanager
+def live() -> Iterator[Live]:
+    """Open a view that is drawn in place until the context ends."""
+    with Live(console=out, auto_refresh=False, transient=False) as view:
+        yield view
+
+
+@attrs.define
+class SyncProgress:
+    """A bar for each copy that is being synced."""
+
+    _bars: Progress
+    _tasks: dict[str, TaskID] = attrs.field(factory=dict)
+
+    def show(self, volume: Json) -> None:
+        """Bring the bars up to what `volume` says."""
+        for copy in volume["copies"]:
+            sync = copy.get("sync")
+            if not sync or not sync["bytes_total"]:
+                continue
+            node = copy["node"]
+            if node not in self._tasks:
+                self._tasks[node] = self._bars.add_task(f"syncing {node}", total=None)
+            done = sync["bytes_total"] - sync["bytes_left"]
+            self._bars.update(self._tasks[node], total=sync["bytes_total"], completed=done)
+
+
+@contextmanager
+def sync_progress() -> Iterator[SyncProgress]:
+    """Open bars for the copies of a volume on standard error."""
+    with _bars() as bars:
+        yield SyncProgress(bars)
+
+
+@contextmanager
+def byte_progress(what: str, total: int) -> Iterator[Any]:
+    """Open one bar that counts bytes on standard error; yields `advance(bytes)`."""
+    with _bars() as bars:
+        task = bars.add_task(what, total=total)
+        yield lambda count: bars.advance(task, count)
+
+
+def _bars() -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    )

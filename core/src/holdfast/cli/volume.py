@@ -1,0 +1,305 @@
+"""`holdfast volume …`: make, look at, change and delete volumes.
+
+What moves bytes (import, export, verify) is in `volume_data.py`, what moves copies and devices in
+`volume_admin.py`; this module only asks nodes and prints.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from holdfast.cli import volume_admin, volume_data
+from holdfast.cli.context import Context, here, pairs, put, put_json, put_json_line, warn
+from holdfast.errors import NotFoundError, UnavailableError, UsageError
+from holdfast.node.control_client import ControlClient, Json
+from holdfast.units import format_size, parse_size
+
+app = typer.Typer(
+    name="volume",
+    help="Make, use, check and delete volumes.",
+    no_args_is_help=True,
+)
+volume_data.add_to(app)
+volume_admin.add_to(app)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The volume's name.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="A parameter of the policy, such as grace_s=30; repeat."
+    ),
+]
+Labels = Annotated[
+    list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="A label; repeat.")
+]
+
+POLL_S = 0.2
+"""How often a status is asked for while somebody waits for it."""
+
+
+@app.command()
+def create(
+    ctx: typer.Context,
+    name: Name,
+    size: Annotated[str, typer.Option("--size", "-s", help="Such as 512MiB, 1GiB or 2TiB.")],
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            "--replicas",
+            "-r",
+            help="Copies beside the primary, 0 to 5.",
+            show_default="as configured: 1",
+        ),
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            "--policy", "-p", help="The failure mode.", show_default="as configured: hard"
+        ),
+    ] = None,
+    settings: Settings = None,
+    label: Labels = None,
+    shared: Annotated[
+        bool,
+        typer.Option("--shared", help="Let several nodes write at once (cluster file systems)."),
+    ] = False,
+    node: Annotated[
+        str | None,
+        typer.Option("--node", help="Where the first copy is to be.", show_default="the best node"),
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Return when all copies are in sync.")
+    ] = False,
+) -> None:
+    """Make a volume.
+
+    It can be used at once; its replicas join while it is in use.
+    """
+    context = here(ctx)
+    client = context.client()
+    status, warnings = client.create_volume(
+        name=name,
+        size_bytes=_size(size),
+        replicas=replicas,
+        policy=policy,
+        policy_options=pairs(settings or [], "--set"),
+        labels=pairs(label or [], "--label"),
+        shared=shared or None,
+        primary_node=node,
+    )
+    for warning in warnings:
+        warn(warning)
+    if wait:
+        status = wait_healthy(context, client, name)
+    if context.json:
+        put_json(status | {"warnings": list(warnings)})
+        return
+    put(
+        f"Volume {name}: {format_size(status['size'])}, primary on {status['primary']}, "
+        f"{status['declared_replicas']} replicas, {status['health']}."
+    )
+    if not wait and status["health"] != "healthy":
+        put(f"`holdfast volume watch {name}` shows it becoming healthy.")
+
+
+@app.command("list")
+def list_volumes(ctx: typer.Context) -> None:
+    """List all volumes."""
+    context = here(ctx)
+    volumes = context.client().volumes()
+    if context.json:
+        put_json({"volumes": list(volumes)})
+    elif not volumes:
+        put("There are no volumes yet. Make one: holdfast volume create NAME --size 1GiB")
+    else:
+        from holdfast.cli import render
+
+        render.show(render.volume_table(volumes))
+
+
+@app.command()
+def show(ctx: typer.Context, name: Name) -> None:
+    """Show one volume: its health and why, its primary, and every copy."""
+    context = here(ctx)
+    status = context.client().volume(name)
+    if context.json:
+        put_json(status)
+        return
+    from holdfast.cli import render
+
+    render.show(render.volume_page(status))
+
+
+@app.command("set")
+def change(
+    ctx: typer.Context,
+    name: Name,
+    size: Annotated[str | None, typer.Option("--size", "-s", help="The new size; larger.")] = None,
+    replicas: Annotated[
+        int | None, typer.Option("--replicas", "-r", help="Copies beside the primary, 0 to 5.")
+    ] = None,
+    policy: Annotated[str | None, typer.Option("--policy", "-p", help="The failure mode.")] = None,
+    settings: Settings = None,
+    label: Labels = None,
+) -> None:
+    """Change what is declared of a volume, while it is in use.
+
+    A change that the present state does not satisfy is refused, with the reason.
+    """
+    context = here(ctx)
+    changes: dict[str, Any] = {
+        "size_bytes": None if size is None else _size(size),
+        "replicas": replicas,
+        "policy": policy,
+        "policy_options": pairs(settings, "--set") if settings else None,
+        "labels": pairs(label, "--label") if label else None,
+    }
+    if all(value is None for value in changes.values()):
+        raise UsageError("Nothing is to be changed.", hint="See `holdfast volume set -h`.")
+    status = context.client().change_volume(name, **changes)
+    if context.json:
+        put_json(status)
+        return
+    from holdfast.cli import render
+
+    render.show(render.volume_page(status))
+
+
+@app.command()
+def delete(
+    ctx: typer.Context,
+    name: Name,
+    force: Annotated[bool, typer.Option("--force", help="Though it is in use.")] = False,
+) -> None:
+    """Delete a volume and all its copies for good."""
+    context = here(ctx)
+    context.client().delete_volume(name, force=force)
+    if context.json:
+        put_json({"deleted": name})
+    else:
+        put(f"Volume {name} is deleted.")
+
+
+@app.command()
+def url(
+    ctx: typer.Context,
+    name: Name,
+    node: Annotated[
+        str | None,
+        typer.Option(
+            "--node",
+            help="The node that is to serve it; any can.",
+            show_default="the one that uses it, or its primary's",
+        ),
+    ] = None,
+) -> None:
+    """Print the NBD URI of a volume, for qemu, nbdcopy, nbd-client, fio and the like."""
+    context = here(ctx)
+    uri = nbd_uri(context.client(), name, node)
+    if context.json:
+        put_json({"name": name, "uri": uri})
+    else:
+        put(uri)
+
+
+@app.command()
+def events(
+    ctx: typer.Context,
+    name: Name,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they happen.")] = False,
+) -> None:
+    """Tell what happened to a volume, oldest first."""
+    context = here(ctx)
+    stream = context.client().events(name, follow=follow)
+    if context.json:
+        for event in stream:
+            put_json_line(event)
+        return
+    from holdfast.cli import render
+
+    for event in stream:
+        render.show(render.event_line(event))
+
+
+@app.command()
+def watch(ctx: typer.Context, name: Name) -> None:
+    """Show a volume live, until Ctrl-C."""
+    context = here(ctx)
+    client = context.client()
+    status = client.volume(name)
+    if context.json:
+        put_json_line(status)
+        while True:
+            time.sleep(POLL_S)
+            before, (client, status) = status, _again(context, client, name)
+            if status != before:
+                put_json_line(status)
+    from holdfast.cli import render
+
+    with render.live() as view:
+        while True:
+            view.update(render.volume_page(status), refresh=True)
+            time.sleep(POLL_S)
+            client, status = _again(context, client, name)
+
+
+def wait_healthy(context: Context, client: ControlClient, name: str) -> Json:
+    """Return the status of a volume once all its declared copies are in sync, with progress."""
+    status = client.volume(name)
+    if context.json or status["health"] == "healthy":
+        while status["health"] != "healthy":
+            time.sleep(POLL_S)
+            client, status = _again(context, client, name)
+        return status
+    from holdfast.cli import render
+
+    with render.sync_progress() as progress:
+        while status["health"] != "healthy":
+            progress.show(status)
+            time.sleep(POLL_S)
+            client, status = _again(context, client, name)
+    return status
+
+
+def _again(context: Context, client: ControlClient, name: str) -> tuple[ControlClient, Json]:
+    """Ask for a status again, of another node when this one has gone."""
+    try:
+        return client, client.volume(name)
+    except UnavailableError:
+        client = context.client()
+        return client, client.volume(name)
+
+
+def nbd_uri(client: ControlClient, name: str, node: str | None = None) -> str:
+    """Return the NBD URI at which `node`, or the most fitting one, serves a volume.
+
+    Raises:
+        NotFoundError: No such volume or node.
+        UnavailableError: The node does not run, or serves no NBD.
+    """
+    status = client.volume(name)
+    nodes = {each["name"]: each for each in client.nodes()}
+    if node is not None and node not in nodes:
+        raise NotFoundError(
+            f"The cluster has no node {node!r}.", hint=f"Its nodes are {', '.join(sorted(nodes))}."
+        )
+    living = [each for each in nodes if nodes[each]["alive"]]
+    wanted = [node] if node is not None else [status["attached"], status["primary"], *living]
+    for each in wanted:
+        if each in living and (address := nodes[each]["frontends"].get("nbd")):
+            return f"nbd://{address}/{quote(name, safe='')}"
+    raise UnavailableError(
+        f"Node {wanted[0]} does not serve NBD now." if node else "No node serves NBD now.",
+        hint="`holdfast status` shows which nodes run.",
+    )
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise UsageError(f"{error}.") from error

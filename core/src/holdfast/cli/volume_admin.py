@@ -1,0 +1,164 @@
+"""`holdfast volume promote|move|evict|attach|detach`: what moves copies and makes devices."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from holdfast.cli.context import Context, here, put, put_json
+from holdfast.errors import ConflictError, NotFoundError, UnavailableError
+from holdfast.node.control_client import Json
+from holdfast.node.toml_files import write_atomically
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The volume's name.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's commands to `holdfast volume`."""
+    app.command()(attach)
+    app.command()(detach)
+    app.command()(promote)
+    app.command()(move)
+    app.command()(evict)
+
+
+def promote(
+    ctx: typer.Context,
+    name: Name,
+    node: Annotated[str, typer.Argument(metavar="NODE", help="Where the primary is to be.")],
+) -> None:
+    """Hand the primary over to another node that has an in-sync copy.
+
+    Consumers see a pause of some milliseconds.
+    """
+    context = here(ctx)
+    status = context.client().promote(name, node)
+    _told(context, status, f"The primary of volume {name} is on {status['primary']}.")
+
+
+def move(
+    ctx: typer.Context,
+    name: Name,
+    source: Annotated[str, typer.Argument(metavar="FROM", help="The node that has a copy.")],
+    target: Annotated[str, typer.Argument(metavar="TO", help="The node that is to have it.")],
+) -> None:
+    """Move a copy to another node: add and sync there first, then remove it here."""
+    context = here(ctx)
+    status = context.client().move(name, source, target)
+    _told(context, status, f"The copy of volume {name} on {source} is moving to {target}.")
+
+
+def evict(
+    ctx: typer.Context,
+    name: Name,
+    node: Annotated[str, typer.Argument(metavar="NODE", help="The node whose copy is to go.")],
+) -> None:
+    """Take a node's copy out of a volume for good; a replacement is made elsewhere."""
+    context = here(ctx)
+    status = context.client().evict(name, node)
+    _told(context, status, f"Volume {name} has no copy on {node} any more.")
+
+
+def attach(
+    ctx: typer.Context,
+    name: Name,
+    node: Annotated[
+        str | None, typer.Option("--node", help="Through which node.", show_default="the best one")
+    ] = None,
+    driver: Annotated[
+        str | None,
+        typer.Option("--driver", help="How.", show_default="the first that this machine can"),
+    ] = None,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Refuse writes.")] = False,
+) -> None:
+    """Make a volume a block device of this machine and print its path."""
+    import anyio
+
+    from holdfast.cli.volume import nbd_uri
+
+    context = here(ctx)
+    uri = nbd_uri(context.client(), name, node)
+    folder = _folder(context, name)
+    if (record := _attached(folder)) is not None:
+        raise ConflictError(
+            f"Volume {name} is attached already, as {record['device']}.",
+            hint=f"Detach it with `holdfast volume detach {name}`.",
+        )
+    chosen, made = _attach_driver(driver)
+    folder.mkdir(parents=True, exist_ok=True)
+    work = folder / "work"
+    work.mkdir(exist_ok=True)
+
+    async def run() -> str:
+        device: str = await made.attach(uri, str(work), read_only=read_only)
+        return device
+
+    device = anyio.run(run)
+    record = {"name": name, "device": device, "driver": chosen, "uri": uri}
+    write_atomically(folder / "attached.json", json.dumps(record) + "\n")
+    if context.json:
+        put_json(record)
+    else:
+        put(device)
+
+
+def detach(ctx: typer.Context, name: Name) -> None:
+    """Remove the block device that `attach` made."""
+    import anyio
+
+    from holdfast.kernel import registry
+
+    context = here(ctx)
+    folder = _folder(context, name)
+    record = _attached(folder)
+    if record is None:
+        raise NotFoundError(
+            f"Volume {name} is not attached on this machine.",
+            hint=f"Attach it with `holdfast volume attach {name}`.",
+        )
+    anyio.run(registry.load("attach", record["driver"])().detach, str(folder / "work"))
+    (folder / "attached.json").unlink(missing_ok=True)
+    _told(context, record, f"{record['device']} is gone; volume {name} is detached.")
+
+
+def _attach_driver(name: str | None) -> tuple[str, Any]:
+    """Return the named driver, or the first that works here, kernel devices before others."""
+    from holdfast.kernel import registry
+
+    if name is not None:
+        driver = registry.load("attach", name)()
+        if (lack := driver.unavailable()) is not None:
+            raise UnavailableError(f"This machine cannot attach by {name}: {lack}")
+        return name, driver
+    lacks = []
+    for each in sorted(registry.names("attach"), key=lambda n: (n != "nbd", n)):
+        driver = registry.load("attach", each)()
+        lack = driver.unavailable()
+        if lack is None:
+            return each, driver
+        lacks.append(f"{each}: {lack}")
+    raise UnavailableError(
+        "This machine cannot make block devices of volumes.", hint=" ".join(lacks)
+    )
+
+
+def _folder(context: Context, name: str) -> Path:
+    return context.dir / "attach" / name
+
+
+def _attached(folder: Path) -> Json | None:
+    try:
+        record: Json = json.loads((folder / "attached.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record
+
+
+def _told(context: Context, status: Json, sentence: str) -> None:
+    if context.json:
+        put_json(status)
+    else:
+        put(sentence)

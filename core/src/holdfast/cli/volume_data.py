@@ -1,0 +1,271 @@
+"""`holdfast volume import|export|verify`: what moves or reads a volume's bytes.
+
+Import and export go through the NBD frontend like any other consumer's I/O. Holes stay holes both ways:
+what a file or a volume does not hold is neither read nor sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from holdfast.cli.context import here, put, put_json
+from holdfast.cli.nbd_client import READ, WRITE, WRITE_ZEROES, NbdClient, Request
+from holdfast.errors import ConflictError, CopiesDifferError, UsageError
+from holdfast.node.control_client import Json
+from holdfast.units import MIB, SECTOR_BYTES, format_size
+
+BLOCK_BYTES = 256 * 1024
+"""One request: four chunks. Larger ones gain nothing over 16 under way."""
+_ZEROS = bytes(BLOCK_BYTES)
+_ZERO_RUN_BYTES_MAX = 32 * MIB
+_EXTENT_BYTES_MAX = 1 << 30
+"""How much one question about holes covers; NBD lengths have 32 bits."""
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The volume's name.")]
+Node = Annotated[
+    str | None, typer.Option("--node", help="Through which node.", show_default="the best one")
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's commands to `holdfast volume`."""
+    app.command("import")(import_file)
+    app.command("export")(export_file)
+    app.command()(verify)
+
+
+def import_file(
+    ctx: typer.Context,
+    name: Name,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A disk image or any other file.")],
+    node: Node = None,
+) -> None:
+    """Copy a file onto a volume, from its first byte on.
+
+    What the volume holds beyond the end of the file stays. When this returns, all of it is on stable
+    storage on the primary and every in-sync replica.
+    """
+    from holdfast.cli import render
+    from holdfast.cli.volume import nbd_uri
+
+    context = here(ctx)
+    uri = nbd_uri(context.client(), name, node)
+    with _opened(file, "rb") as source, NbdClient(uri) as volume:
+        size = os.fstat(source.fileno()).st_size
+        if size > volume.size_bytes:
+            raise UsageError(
+                f"{file} has {format_size(size)}, volume {name} only "
+                f"{format_size(volume.size_bytes)}.",
+                hint=f"Grow it first: holdfast volume set {name} --size {-(-size // MIB)}MiB",
+            )
+        if volume.read_only:
+            raise ConflictError(
+                f"Volume {name} is read-only now.",
+                hint=f"`holdfast volume show {name}` says why.",
+            )
+        with render.byte_progress(f"importing {file.name}", size) as advance:
+            sent = copy_in(source.fileno(), size, volume, advance)
+    if context.json:
+        put_json({"name": name, "file": str(file), "bytes": size, "bytes_written": sent})
+    else:
+        put(f"{file} is on volume {name}: {format_size(size)}, {format_size(sent)} without holes.")
+
+
+def export_file(
+    ctx: typer.Context,
+    name: Name,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to be made.")],
+    node: Node = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
+) -> None:
+    """Copy a volume into a file; what the volume does not hold becomes holes.
+
+    FILE appears complete or not at all.
+    """
+    from holdfast.cli import render
+    from holdfast.cli.volume import nbd_uri
+
+    context = here(ctx)
+    uri = nbd_uri(context.client(), name, node)
+    if file.exists() and not force:
+        raise ConflictError(f"{file} exists already.", hint="Replace it with --force.")
+    partial = file.with_name(f"{file.name}.partial")
+    try:
+        with NbdClient(uri) as volume, _opened(partial, "wb") as target:
+            with render.byte_progress(f"exporting {name}", volume.size_bytes) as advance:
+                got = copy_out(volume, target.fileno(), advance)
+            size = volume.size_bytes
+        with _file_errors(file):
+            partial.replace(file)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+    if context.json:
+        put_json({"name": name, "file": str(file), "bytes": size, "bytes_read": got})
+    else:
+        put(f"Volume {name} is in {file}: {format_size(size)}, {format_size(got)} without holes.")
+
+
+def verify(ctx: typer.Context, name: Name) -> None:
+    """Compare all copies of a volume by hash, while it is in use.
+
+    Exit code 0 means that every copy is equal; otherwise every chunk that differs is named.
+    """
+    from holdfast.cli import render
+
+    context = here(ctx)
+    result = verified(context.client().verify(name), render)
+    if context.json:
+        put_json(result)
+    if result["equal"]:
+        if not context.json:
+            put(f"All {result['copies']} copies of volume {name} are equal.")
+        return
+    differences = result["differences"]
+    if not context.json:
+        rows = render.table("CHUNK", "OFFSET", "DIFFERS ON", right=["CHUNK", "OFFSET"])
+        for each in differences:
+            rows.add_row(str(each["chunk"]), str(each["offset"]), ", ".join(each["nodes"]))
+        render.show(rows)
+    raise CopiesDifferError(
+        f"{len(differences)} chunks of volume {name} differ between its copies.",
+        hint="See the table; `holdfast volume events` tells what was repaired.",
+    )
+
+
+def verified(lines: Iterator[Json], render: Any) -> Json:
+    """Show the progress of a verification and return its last line."""
+    from holdfast.units import CHUNK_BYTES
+
+    result: Json = {}
+    done = 0
+    with contextlib.ExitStack() as stack:
+        advance: Callable[[int], None] | None = None
+        for result in lines:
+            if "equal" in result:
+                break
+            if advance is None:
+                total = result["chunks_total"] * CHUNK_BYTES
+                advance = stack.enter_context(render.byte_progress("comparing hashes", total))
+            advance((result["chunks_done"] - done) * CHUNK_BYTES)
+            done = result["chunks_done"]
+    return result
+
+
+def copy_in(
+    source: int, size: int, volume: NbdClient, advance: Callable[[int], None] = lambda _: None
+) -> int:
+    """Write the file behind the descriptor `source` to `volume` and flush; return the bytes sent.
+
+    Args:
+        source: Opened for reading.
+        size: The file's size in bytes.
+        volume: As large or larger.
+        advance: Told of bytes dealt with, sent or skipped.
+    """
+    tail = size % SECTOR_BYTES
+    sent = 0
+    for request, _ in volume.pipeline(_writes(source, size - tail, zeroes=volume.can_zero)):
+        advance(request.length)
+        sent += request.length if request.kind == WRITE else 0
+    if tail:
+        # The volume's own bytes stay behind a file that ends within a sector.
+        start = size - tail
+        old = volume.read(start, SECTOR_BYTES)
+        volume.write(start, os.pread(source, tail, start) + old[tail:])
+        advance(tail)
+        sent += tail
+    volume.flush()
+    return sent
+
+
+def _writes(source: int, size: int, *, zeroes: bool) -> Iterator[Request]:
+    for start, length, is_hole in _file_runs(source, size):
+        step = _ZERO_RUN_BYTES_MAX if is_hole and zeroes else BLOCK_BYTES
+        for offset in range(start, start + length, step):
+            count = min(step, start + length - offset)
+            if is_hole and zeroes:
+                yield Request(WRITE_ZEROES, offset, count)
+                continue
+            data = os.pread(source, count, offset)
+            # A file that shrinks while it is read leaves zeros, as a hole would.
+            data += bytes(count - len(data))
+            if zeroes and data == _ZEROS[:count]:
+                yield Request(WRITE_ZEROES, offset, count)
+            else:
+                yield Request(WRITE, offset, count, data)
+
+
+def _file_runs(source: int, size: int) -> Iterator[tuple[int, int, bool]]:
+    """Yield (offset, length, is a hole) runs that cover the file's first `size` bytes."""
+    offset = 0
+    while offset < size:
+        try:
+            data = min(os.lseek(source, offset, os.SEEK_DATA), size)
+        except OSError as error:
+            # ENXIO: nothing but a hole to the end. Anything else: no holes on this file system.
+            data = size if error.errno == errno.ENXIO else offset
+        data -= data % SECTOR_BYTES
+        if data > offset:
+            yield offset, data - offset, True
+            offset = data
+            continue
+        try:
+            hole = min(os.lseek(source, offset, os.SEEK_HOLE), size)
+        except OSError:
+            hole = size
+        hole = min(size, -(-hole // SECTOR_BYTES) * SECTOR_BYTES)
+        yield offset, hole - offset, False
+        offset = hole
+
+
+def copy_out(
+    volume: NbdClient, target: int, advance: Callable[[int], None] = lambda _: None
+) -> int:
+    """Write `volume` into the empty file behind the descriptor `target`; return the bytes read."""
+    os.ftruncate(target, volume.size_bytes)
+    got = 0
+
+    def reads() -> Iterator[Request]:
+        for start in range(0, volume.size_bytes, _EXTENT_BYTES_MAX):
+            offset = start
+            length = min(_EXTENT_BYTES_MAX, volume.size_bytes - start)
+            for run, is_zero in volume.extents(start, length):
+                if is_zero:
+                    advance(run)
+                else:
+                    for at in range(offset, offset + run, BLOCK_BYTES):
+                        yield Request(READ, at, min(BLOCK_BYTES, offset + run - at))
+                offset += run
+
+    for request, data in volume.pipeline(reads()):
+        if data != _ZEROS[: len(data)]:
+            os.pwrite(target, data, request.offset)
+        got += len(data)
+        advance(len(data))
+    os.fsync(target)
+    return got
+
+
+@contextlib.contextmanager
+def _opened(file: Path, mode: str) -> Iterator[Any]:
+    with _file_errors(file), file.open(mode, buffering=0) as opened:
+        yield opened
+
+
+@contextlib.contextmanager
+def _file_errors(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"{file} cannot be used: {error.strerror or error}.",
+            hint="Check its name, its permissions and the space left.",
+        ) from error
