@@ -16,6 +16,8 @@ has; one list of them is one batch, and nothing on the way makes an object per r
 from __future__ import annotations
 
 import enum
+import struct
+from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from typing import NamedTuple
 
@@ -64,7 +66,7 @@ class RequestKind(enum.IntEnum):
     DISCARD = 4
     ZERO = 5
     EXTENTS = 6
-    """Which ranges are holes; the reply's data is `EXTENT` structs."""
+    """Which ranges are holes; the reply's data is `pack_extents` of them."""
 
 
 class RequestFlag(enum.IntFlag):
@@ -102,6 +104,32 @@ class Extent(NamedTuple):
 
     length: int
     is_hole: bool
+
+
+EXTENT = struct.Struct(">QI")
+"""One extent in the data of an EXTENTS reply: length in bytes, 1 for a hole or 0 for data."""
+
+
+def pack_extents(extents: Iterable[tuple[int, bool]]) -> bytes:
+    """Return the data of an EXTENTS reply: `EXTENT` structs, neighbours of one kind made one."""
+    merged: list[list[int]] = []
+    for length, is_hole in extents:
+        if merged and merged[-1][1] == is_hole:
+            merged[-1][0] += length
+        elif length:
+            merged.append([length, int(is_hole)])
+    return b"".join(EXTENT.pack(length, is_hole) for length, is_hole in merged)
+
+
+def unpack_extents(data: Payload) -> list[Extent]:
+    """Return the extents in the data of an EXTENTS reply, in the order of their offsets.
+
+    Raises:
+        ValueError: The data is not a whole number of `EXTENT` structs.
+    """
+    if len(data) % EXTENT.size:
+        raise ValueError(f"{len(data)} bytes are not a list of extents")
+    return [Extent(length, bool(is_hole)) for length, is_hole in EXTENT.iter_unpack(data)]
 
 
 # --- replication -------------------------------------------------------------------------------
