@@ -6,7 +6,8 @@ or `Mapping[str, str]`, an `enum.Enum`, a `Literal`, or one of these or None. It
 rest, each key optional:
 
 - `doc`: a sentence for the reference;
-- `unit`: `s`, `bytes`, ...; a whole number of `bytes` may also be written as `"512MiB"`;
+- `unit`: `s` or `bytes`, if the name does not say it as `timeout_s` and `frame_bytes_max` do; a whole
+  number of bytes may also be written as `"512MiB"`;
 - `choices`: the values there are;
 - `min` and `max`: inclusive limits of a number;
 - `path`: True if it is a file name, which then counts from the configuration file's folder;
@@ -40,6 +41,7 @@ from holdfast.kernel.schema import (
     limits_of,
     plain,
     type_words,
+    unit_of,
     without_none,
 )
 from holdfast.units import parse_size
@@ -215,7 +217,7 @@ def _typed(value: Any, hint: Any, field: attrs.Attribute[Any], where: Where) -> 
         raise _not_a_choice(value, choices, where)
     if origin is typing.Literal:
         return value  # The caller compares it with the choices.
-    if origin is int and field.metadata.get("unit") == "bytes" and isinstance(value, str):
+    if origin is int and unit_of(field) == "bytes" and isinstance(value, str):
         try:
             return parse_size(value)
         except ValueError as error:

@@ -53,7 +53,7 @@ def describe_options(cls: type[Any]) -> list[OptionInfo]:
                 required=required,
                 default=None if required else plain(_default(field)),
                 doc=doc_of(cls, field),
-                unit=field.metadata.get("unit", ""),
+                unit=unit_of(field),
                 choices=tuple(map(str, choices_of(hint, field))),
                 limits=limits_of(field),
                 secret=bool(field.metadata.get("secret")),
@@ -78,6 +78,14 @@ def _default(field: attrs.Attribute[Any]) -> Any:
     if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
         return None if default.takes_self else default.factory()
     return default
+
+
+def unit_of(field: attrs.Attribute[Any]) -> str:
+    """Return the unit of a number, from metadata or from the name, as `timeout_s` and `bytes_max`."""
+    if "unit" in field.metadata:
+        return str(field.metadata["unit"])
+    words = field.name.split("_")
+    return next((unit for unit in ("bytes", "s") if unit in words[1:]), "")
 
 
 def without_none(hint: Any) -> tuple[Any, bool]:
