@@ -101,6 +101,9 @@ class Member:
     """The first epoch without this copy; 0 while it is in sync."""
     reason: FaultReason | None = None
     """Why it is not in sync, when a fault was the cause."""
+    suspect: bool = False
+    """In sync by the record, but its machine restarted without a clean stop, so acknowledged writes
+    that nobody flushed may be gone; set by the copy itself."""
 
 
 @attrs.frozen
@@ -118,8 +121,10 @@ class GroupRecord:
     attachment_generation: int = 0
     attached_node: NodeName | None = None
     """The node whose frontend holds the writer session, if any."""
+    attached_process: str = ""
+    """That node's process session, so that its end can be noticed."""
     attached_session: str = ""
-    """That session's id."""
+    """That consumer session's id."""
 
     @property
     def in_sync(self) -> tuple[CopyId, ...]:

@@ -7,7 +7,7 @@ fraction of a microsecond. Knows nothing of what a bit stands for, nor where the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, Self
 
 _BLOCK: Final = 4096
@@ -275,3 +275,17 @@ class Bitmap:
         """Clear the spare bits of the last byte."""
         if self._size & 7:
             self._bytes[-1] &= 0xFF >> (8 - (self._size & 7))
+
+
+def consecutive(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Return numbers, in their order, as runs (first, count) in which each is one more."""
+    first, count = 0, 0
+    for number in numbers:
+        if count and number == first + count:
+            count += 1
+            continue
+        if count:
+            yield first, count
+        first, count = number, 1
+    if count:
+        yield first, count

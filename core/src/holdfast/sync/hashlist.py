@@ -21,7 +21,7 @@ from typing import Final, Protocol
 from blake3 import blake3
 
 from holdfast.errors import UsageError
-from holdfast.sync.bitmap import Bitmap
+from holdfast.sync.bitmap import Bitmap, consecutive
 from holdfast.units import CHUNK_BYTES
 
 HASH_BYTES: Final = 16
@@ -177,7 +177,7 @@ class HashList:
         Chunks beyond the end have the hash of zeros.
         """
         parts = []
-        for first, count in _consecutive(chunks):
+        for first, count in consecutive(chunks):
             inside = min(count, max(0, self._chunks - first))
             if inside:
                 parts.append(
@@ -214,9 +214,12 @@ class HashList:
             return
         for level in range(1, LEVEL_MAX + 1):
             count = nodes_at(level, chunks)
-            # What was the last node counted the missing as zeros, so it is still right.
+            before = len(self._valid[level])
             self._nodes[level].extend(bytes(count * HASH_BYTES - len(self._nodes[level])))
+            # A new node has only zeros below, which is what it holds; what was the last node
+            # counted the missing as zeros. So all that was right is right, and ancestors hold.
             self._valid[level].resize(count)
+            self._valid[level].set_range(before, count - before)
 
     def forget_tree(self) -> None:
         """Drop the tree; it is computed anew when asked for. For when the buffer was replaced."""
@@ -257,17 +260,3 @@ class HashList:
         self._nodes[level][where] = value
         valid.set_range(index)
         return value
-
-
-def _consecutive(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Return the numbers, in their order, as runs (first, count) of consecutive ones."""
-    first, count = 0, 0
-    for number in numbers:
-        if count and number == first + count:
-            count += 1
-            continue
-        if count:
-            yield first, count
-        first, count = number, 1
-    if count:
-        yield first, count

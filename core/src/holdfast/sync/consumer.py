@@ -1,0 +1,248 @@
+"""The consumer's end of a session: nothing that was asked is lost when the primary changes (R7).
+
+Requests that were not answered are kept in their order. When the link to a primary breaks, or the
+primary says that it is none any longer, the session finds the new one by the group record and sends
+them again before anything newer. The consumer sees a pause. It sees an error only when the primary
+answers with one, when the session is taken over, or when the I/O deadline passes.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+from collections.abc import Sequence
+
+from attrs import define, field
+
+from holdfast.messages import (
+    Message,
+    Refused,
+    Replies,
+    Reply,
+    Request,
+    Requests,
+    SessionClose,
+    SessionOpen,
+    SessionOpened,
+    VolumeChanged,
+)
+from holdfast.model import Access, GroupRecord
+from holdfast.units import NodeName
+
+RETRY_S_MIN = 0.02
+RETRY_S_MAX = 0.25
+"""Looking for a primary costs one connection; failover takes seconds, so this adds little to it."""
+
+
+class SessionPhase(enum.Enum):
+    """Where a session stands."""
+
+    SEEKING = "seeking"
+    """No link; the record names a node to try."""
+    OPENING = "opening"
+    OPEN = "open"
+    CLOSED = "closed"
+    """For good."""
+
+
+@define
+class Dial:
+    """Connect to this node and open the session."""
+
+    node: NodeName
+    hello: SessionOpen
+
+
+@define
+class Hang:
+    """Close the link, having sent what was asked to be sent."""
+
+
+@define
+class Tell:
+    """Send on the link."""
+
+    messages: Sequence[Message]
+
+
+@define
+class Answer:
+    """Give these replies to the consumer."""
+
+    replies: Sequence[Reply]
+
+
+@define
+class Changed:
+    """Tell the consumer that size or access is now this."""
+
+    size_bytes: int
+    access: Access
+
+
+@define
+class Ended:
+    """Tell the consumer that the session is over for good."""
+
+    sentence: str
+    code: str
+
+
+Outcome = Dial | Hang | Tell | Answer | Changed | Ended
+
+
+@define
+class ConsumerSession:
+    """One session of one consumer on one volume; methods return what is to be done, in order."""
+
+    hello: SessionOpen
+    """As it is sent to every primary; the generation is filled in."""
+    deadline_s: float | None = None
+    """How long a request may wait before it is answered with EIO; None: for ever."""
+    phase: SessionPhase = SessionPhase.SEEKING
+    generation: int = 0
+    size_bytes: int = 0
+    access: Access = Access.READ_WRITE
+    opened: bool = False
+    """Whether some primary has ever taken the session."""
+    record: GroupRecord | None = None
+    unanswered: dict[int, Request] = field(factory=dict)
+    """By id, in the consumer's order (dicts keep it)."""
+    retry_at: float = 0.0
+    last_refusal: str = ""
+    _retry_s: float = RETRY_S_MIN
+    _since: dict[int, float] = field(factory=dict)
+
+    def submit(self, requests: Sequence[Request], now: float) -> list[Outcome]:
+        """Take new requests of the consumer."""
+        if self.phase is SessionPhase.CLOSED:
+            return [Answer([Reply(r.id, errno.EIO) for r in requests])]
+        unanswered = self.unanswered
+        for request in requests:
+            unanswered[request.id] = request
+        if self.deadline_s is not None:
+            for request in requests:
+                self._since[request.id] = now
+        if self.phase is SessionPhase.OPEN:
+            return [Tell((Requests(self.generation, requests),))]
+        return []
+
+    def on_record(self, record: GroupRecord, now: float) -> list[Outcome]:
+        """The group record is now this."""
+        before, self.record = self.record, record
+        if before is None or before.primary != record.primary or before.epoch != record.epoch:
+            self._retry_s = RETRY_S_MIN
+            self.retry_at = now
+        return self.tick(now)
+
+    def on_deleted(self) -> list[Outcome]:
+        """The volume was deleted."""
+        return self._end("The volume was deleted.", "not-found")
+
+    def tick(self, now: float) -> list[Outcome]:
+        """Do what is due: dial, or give up requests whose deadline has passed."""
+        outcomes: list[Outcome] = []
+        if self.phase is SessionPhase.SEEKING and self.record is not None and now >= self.retry_at:
+            self.phase = SessionPhase.OPENING
+            hello = self.hello
+            outcomes.append(
+                Dial(
+                    self.record.primary_member.node,
+                    SessionOpen(
+                        cluster=hello.cluster,
+                        volume=hello.volume,
+                        node=hello.node,
+                        session=hello.session,
+                        process=hello.process,
+                        read_only=hello.read_only,
+                        force=hello.force and not self.opened,
+                        resume_generation=self.generation,
+                    ),
+                )
+            )
+        if self.deadline_s is not None:
+            late = [i for i, since in self._since.items() if now - since > self.deadline_s]
+            if late:
+                for request_id in late:
+                    self._forget(request_id)
+                outcomes.append(Answer([Reply(i, errno.EIO) for i in late]))
+        return outcomes
+
+    def on_lost(self, now: float) -> list[Outcome]:
+        """The link broke or could not be opened."""
+        if self.phase is not SessionPhase.CLOSED:
+            self.phase = SessionPhase.SEEKING
+            self.retry_at = now + self._retry_s
+            self._retry_s = min(self._retry_s * 2, RETRY_S_MAX)
+        return []
+
+    def on_messages(self, messages: Sequence[Message], now: float) -> list[Outcome]:
+        """Take what the primary has sent."""
+        outcomes: list[Outcome] = []
+        for message in messages:
+            if isinstance(message, Replies):
+                unanswered = self.unanswered
+                replies = [r for r in message.replies if unanswered.pop(r.id, None) is not None]
+                if self._since:
+                    for reply in replies:
+                        self._since.pop(reply.id, None)
+                if replies:
+                    outcomes.append(Answer(replies))
+            elif isinstance(message, SessionOpened):
+                outcomes.extend(self._on_opened(message))
+            elif isinstance(message, VolumeChanged):
+                self.size_bytes = message.size_bytes
+                self.access = Access(message.access)
+                outcomes.append(Changed(self.size_bytes, self.access))
+            elif isinstance(message, Refused):
+                outcomes.extend(self._on_refused(message, now))
+        return outcomes
+
+    def close(self) -> list[Outcome]:
+        """The consumer is done; give the writer session up."""
+        outcomes: list[Outcome] = []
+        if self.phase is SessionPhase.OPEN:
+            outcomes.append(Tell((SessionClose(self.generation),)))
+        outcomes.append(Hang())
+        self.phase = SessionPhase.CLOSED
+        return outcomes
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _on_opened(self, message: SessionOpened) -> list[Outcome]:
+        self.phase = SessionPhase.OPEN
+        self._retry_s = RETRY_S_MIN
+        self.last_refusal = ""
+        self.generation = message.generation
+        self.size_bytes = message.size_bytes
+        self.access = Access(message.access)
+        self.opened = True
+        outcomes: list[Outcome] = [Changed(self.size_bytes, self.access)]
+        if self.unanswered:
+            outcomes.append(Tell((Requests(self.generation, tuple(self.unanswered.values())),)))
+        return outcomes
+
+    def _on_refused(self, message: Refused, now: float) -> list[Outcome]:
+        self.last_refusal = message.sentence
+        if message.code == "attached-elsewhere":
+            # Another session holds the volume: this one was fenced, or never let in (R11).
+            return [*self._end(message.sentence, message.code), Hang()]
+        self.on_lost(now)
+        return [Hang()]
+
+    def _end(self, sentence: str, code: str) -> list[Outcome]:
+        if self.phase is SessionPhase.CLOSED:
+            return []
+        self.phase = SessionPhase.CLOSED
+        ids = list(self.unanswered)
+        self.unanswered.clear()
+        self._since.clear()
+        outcomes: list[Outcome] = []
+        if ids:
+            outcomes.append(Answer([Reply(i, errno.EIO) for i in ids]))
+        outcomes.append(Ended(sentence, code))
+        return outcomes
+
+    def _forget(self, request_id: int) -> None:
+        self.unanswered.pop(request_id, None)
+        self._since.pop(request_id, None)

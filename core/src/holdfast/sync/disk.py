@@ -1,0 +1,223 @@
+"""The order of everything that happens to the local copy: intent, then data, then flush.
+
+R10 says that a region is marked durably before the first write that touches it; R1 that a flush
+covers everything before it. Both roles of a member push their operations through one `DiskQueue`,
+so there is one place that can get this wrong.
+
+The queue also keeps the *window* (R6): extent and sequence of every operation above the last commit
+that this copy has heard of. Two copies can differ only inside a window, inside a marked region of a
+copy that restarted, or where a dirty bit says so (I3).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from attrs import define, field
+
+from holdfast.messages import Op, OpKind
+from holdfast.sync.events import (
+    ApplyOps,
+    Effect,
+    FlushDisk,
+    MarkRegions,
+)
+from holdfast.units import REGION_BYTES
+from holdfast.units import Sequence as Position
+
+_REGION_SHIFT = REGION_BYTES.bit_length() - 1
+_FLUSH = int(OpKind.FLUSH)
+
+CLEAR_AFTER_S = 5.0
+"""A region keeps its mark this long after its last write: a hot region is marked once, and a copy
+that dies idle has next to nothing to compare."""
+
+
+@define
+class DiskQueue:
+    """Turns batches of operations into ordered disk effects; sequences may have gaps."""
+
+    marked: set[int]
+    """Regions with a durable mark."""
+    pinned: set[int] = field(factory=set)
+    """Marked regions that an unclean stop left behind; kept until the copies are equal again."""
+    applied: Position = Position(0)
+    """Everything submitted up to here is in the page cache."""
+    durable: Position = Position(0)
+    """Everything submitted up to here is on stable storage."""
+    submitted: Position = Position(0)
+    commit: Position = Position(0)
+    """Every in-sync copy has applied up to here, as far as this copy has heard."""
+    window: deque[tuple[Position, int, int]] = field(factory=deque)
+    """(sequence, offset, length) of what was submitted above `commit`."""
+    blocked: bool = False
+    """Nothing is applied while this is set: the superblock must be durable first."""
+    _waiting: deque[tuple[Sequence[Op], Position]] = field(factory=deque)
+    _marking: frozenset[int] = frozenset()
+    _flush_at: deque[Position] = field(factory=deque)
+    _flushing: bool = False
+    _stale_flush: bool = False
+    _touched: dict[int, tuple[Position, float]] = field(factory=dict)
+    _next_clear: float = 0.0
+
+    def submit(self, first: Position, ops: Sequence[Op], now: float, out: list[Effect]) -> None:
+        """Queue operations `first`, `first` + 1, …; starts whatever may start."""
+        through = Position(first + len(ops) - 1)
+        marked = self.marked
+        window = self.window
+        touched = self._touched
+        unmarked = False
+        sequence: int = first
+        for kind, offset, length, _ in ops:
+            if kind == _FLUSH:
+                self._flush_at.append(Position(sequence))
+            elif length:
+                window.append((Position(sequence), offset, length))
+                region = offset >> _REGION_SHIFT
+                last = (offset + length - 1) >> _REGION_SHIFT
+                while region <= last:
+                    touched[region] = (Position(sequence), now)
+                    if region not in marked:
+                        unmarked = True
+                    region += 1
+            sequence += 1
+        self.submitted = through
+        if unmarked or self._waiting or self.blocked:
+            self._waiting.append((ops, through))
+            self._advance(out)
+        else:
+            out.append(ApplyOps(ops, through))
+
+    def on_marked(self, out: list[Effect]) -> None:
+        """Take `RegionsMarked`."""
+        self.marked |= self._marking
+        self._marking = frozenset()
+        self._advance(out)
+
+    def on_applied(self, through: Position, out: list[Effect]) -> None:
+        """Take `Applied`."""
+        self.applied = through
+        if self._flush_at:
+            self._flush(out)
+
+    def on_flushed(self, token: int, out: list[Effect]) -> None:
+        """Take `Flushed`."""
+        self._flushing = False
+        if self._stale_flush:
+            self._stale_flush = False
+        else:
+            self.durable = max(self.durable, Position(token))
+        flush_at = self._flush_at
+        while flush_at and flush_at[0] <= self.durable:
+            flush_at.popleft()
+        if flush_at:
+            self._flush(out)
+
+    def restart_at(self, before: Position) -> None:
+        """Count anew from `before` + 1: the copy is about to be synced under another numbering.
+
+        The window lives on as pinned regions, because what may differ now still may when that sync
+        is cut short under yet another primary; the regions carry intent already.
+        """
+        assert self.idle
+        for _, offset, length in self.window:
+            self.pinned.update(
+                range(offset >> _REGION_SHIFT, ((offset + length - 1) >> _REGION_SHIFT) + 1)
+            )
+        self.window.clear()
+        self._flush_at.clear()
+        # A flush under way ends with a token of the old numbering.
+        self._stale_flush = self._flushing
+        self.applied = self.submitted = self.durable = self.commit = before
+        self.blocked = True
+
+    def unblock(self, out: list[Effect]) -> None:
+        """Let operations through again."""
+        self.blocked = False
+        self._advance(out)
+
+    def advance_commit(self, commit: Position) -> None:
+        """Forget the window up to `commit`."""
+        if commit <= self.commit:
+            return
+        self.commit = commit
+        window = self.window
+        while window and window[0][0] <= commit:
+            window.popleft()
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything submitted has been applied."""
+        return self.applied >= self.submitted
+
+    def suspects(self) -> list[tuple[int, int]]:
+        """Return the extents in which this copy may differ from the others of its in-sync set."""
+        extents = [(offset, length) for _, offset, length in self.window]
+        extents += [(region * REGION_BYTES, REGION_BYTES) for region in sorted(self.pinned)]
+        return extents
+
+    def release_pins(self) -> None:
+        """The copies are equal: what an unclean stop left behind may be unmarked in time."""
+        for region in self.pinned:
+            self.touch(region)
+        self.pinned.clear()
+
+    def touch(self, region: int) -> None:
+        """Let a region's mark go in time though this queue has not written to it."""
+        self._touched.setdefault(region, (Position(0), 0.0))
+
+    def clear_due(self, now: float) -> list[int]:
+        """Return the regions whose mark may go: written long ago, applied and committed.
+
+        The caller asks for `ClearRegions` after whatever else must be durable first; from this call
+        on the regions count as unmarked.
+        """
+        if now < self._next_clear:
+            return []
+        self._next_clear = now + CLEAR_AFTER_S
+        limit = min(self.applied, self.commit)
+        due = [
+            region
+            for region, (sequence, at) in self._touched.items()
+            if sequence <= limit
+            and at <= now - CLEAR_AFTER_S
+            and region in self.marked
+            and region not in self.pinned
+        ]
+        for region in due:
+            del self._touched[region]
+            self.marked.discard(region)
+        return due
+
+    def _flush(self, out: list[Effect]) -> None:
+        if not self._flushing and self._flush_at[0] <= self.applied:
+            self._flushing = True
+            # One fdatasync covers every flush asked for so far, and whatever else is applied.
+            out.append(FlushDisk(self.applied))
+
+    def _advance(self, out: list[Effect]) -> None:
+        if self.blocked or self._marking:
+            return
+        waiting = self._waiting
+        while waiting:
+            ops, through = waiting[0]
+            if self._unmarked(ops):
+                # One durable write marks what the whole queue needs.
+                wanted: set[int] = set()
+                for queued, _ in waiting:
+                    wanted |= self._unmarked(queued)
+                self._marking = frozenset(wanted)
+                out.append(MarkRegions(sorted(wanted)))
+                return
+            waiting.popleft()
+            out.append(ApplyOps(ops, through))
+
+    def _unmarked(self, ops: Iterable[Op]) -> set[int]:
+        regions: set[int] = set()
+        for op in ops:
+            if op.length:
+                first = op.offset >> _REGION_SHIFT
+                last = (op.offset + op.length - 1) >> _REGION_SHIFT
+                regions.update(range(first, last + 1))
+        return regions - self.marked

@@ -1,0 +1,239 @@
+"""Which record a primary asks for: drops, joins, replacements, surplus, the policy's verdict.
+
+One function from what is to what is wanted, evaluated after every event; when the two differ and no
+compare-and-set is under way, the difference is asked for. Nothing is remembered that could be
+derived, so a lost compare-and-set, a restart or an outage of the store needs no special case: the
+next evaluation asks for whatever is still wanted (level-triggered, as StorageOS 1.0 learned).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import attrs
+from attrs import define, field
+
+from holdfast.errors import FaultReason
+from holdfast.interfaces.policy import Policy, PolicyView, Verdict
+from holdfast.model import Access, CopyState, GroupRecord, Member, VolumeSpec
+from holdfast.sync import membership
+from holdfast.sync.context import Context
+from holdfast.sync.events import Assign, Effect, Instant
+from holdfast.sync.placement import Placement, place
+from holdfast.sync.primary import PrimaryRole
+from holdfast.units import CopyId, NodeName, format_size
+
+PolicyOf = Callable[[VolumeSpec], Policy]
+
+
+def view_of(record: GroupRecord, spec: VolumeSpec, *, attached_anew: bool) -> PolicyView:
+    """Return what a policy may see of a group."""
+    others = [m for m in record.members if m.copy != record.primary]
+    in_sync = sum(1 for m in others if m.state is CopyState.IN_SYNC)
+    syncing = sum(1 for m in others if m.state is CopyState.SYNCING)
+    return PolicyView(
+        declared=spec.replicas,
+        online=in_sync + syncing,
+        in_sync=in_sync,
+        access=record.access,
+        below_since=record.grace_started_at,
+        attached_anew=attached_anew,
+    )
+
+
+@define
+class Healing:
+    """Decides what the group record should be; owned by the primary."""
+
+    ctx: Context
+    primary: PrimaryRole
+    policy_of: PolicyOf
+    evicted: set[NodeName] = field(factory=set)
+    """Nodes whose copy an operator wants gone."""
+    wanted_nodes: set[NodeName] = field(factory=set)
+    """Nodes on which an operator wants a copy, beyond the declared number until it is in sync."""
+    verdict: Verdict | None = None
+    placement: Placement | None = None
+    """The last search for a node, with its reasons."""
+
+    def desired(self, now: Instant, out: list[Effect]) -> GroupRecord:
+        """Return the record that the present state asks for; the one in force when all is well."""
+        record = self.ctx.record
+        record = self.drop_faulty(record, now)
+        record = self._join(record, now)
+        record = self._begin(record, now)
+        record = self._remove(record, out)
+        record = self._replace(record, now, out)
+        record = self.primary.attachments.admit(
+            record, now, lambda r: self._judge(r, now, attached_anew=True), out
+        )
+        return self._judge(record, now, attached_anew=False)
+
+    # -- members ----------------------------------------------------------------------------------
+
+    def drop_faulty(self, record: GroupRecord, now: Instant) -> GroupRecord:
+        """Return `record` without the copies whose legs have failed (R2)."""
+        faults: dict[CopyId, FaultReason] = {}
+        for leg in self.primary.legs.values():
+            member = record.find(leg.copy)
+            if leg.fault is not None and member is not None:
+                if member.state is not CopyState.OFFLINE:
+                    faults[leg.copy] = leg.fault[0]
+        return membership.drop(record, faults, now.wall) if faults else record
+
+    def _join(self, record: GroupRecord, now: Instant) -> GroupRecord:
+        ready = frozenset(
+            leg.copy
+            for leg in self.primary.legs.values()
+            if leg.joining
+            and leg.fault is None
+            and (member := record.find(leg.copy)) is not None
+            and member.state is CopyState.SYNCING
+        )
+        return membership.join(record, ready, now.wall) if ready else record
+
+    def _begin(self, record: GroupRecord, now: Instant) -> GroupRecord:
+        for leg in self.primary.legs.values():
+            member = record.find(leg.copy)
+            if leg.wants_sync and leg.identity is not None and member is not None:
+                record = membership.begin_sync(record, leg.copy, leg.identity.incarnation, now.wall)
+        return record
+
+    def _remove(self, record: GroupRecord, out: list[Effect]) -> GroupRecord:
+        """Take out what is surplus: offline copies first, then syncing, then in sync."""
+        others = [m for m in record.members if m.copy != record.primary]
+        for member in others:
+            if member.node in self.evicted and len(record.in_sync) > (
+                1 if member.state is CopyState.IN_SYNC else 0
+            ):
+                self.ctx.note("copy-evicted", f"The copy on {member.node} is taken out.", out)
+                record = membership.remove(record, member.copy)
+        keep = [m for m in record.members if m.copy != record.primary]
+        in_sync = [m for m in keep if m.state is CopyState.IN_SYNC]
+        declared = self.ctx.spec.replicas
+        wanted = [m for m in keep if m.node in self.wanted_nodes]
+        self.wanted_nodes -= {m.node for m in wanted if m.state is CopyState.IN_SYNC}
+        if len(in_sync) >= declared:
+            for member in keep:
+                if member.state is not CopyState.IN_SYNC and member.node not in self.wanted_nodes:
+                    record = self._surplus(record, member, out)
+            for member in reversed(in_sync[:]):
+                if len(in_sync) > declared and not self._protected(member, in_sync):
+                    in_sync.remove(member)
+                    record = self._surplus(record, member, out)
+            return record
+        return self._rivals(record, keep, declared - len(in_sync), out)
+
+    def _protected(self, member: Member, in_sync: list[Member]) -> bool:
+        """An operator's own choice of node is the last to go."""
+        return member.node in self.ctx.spec.labels.get("holdfast/prefer", "").split(",")
+
+    def _rivals(
+        self, record: GroupRecord, keep: list[Member], places: int, out: list[Effect]
+    ) -> GroupRecord:
+        """Of more syncing copies than places, keep those that differ least from the primary."""
+        syncing = [
+            m for m in keep if m.state is CopyState.SYNCING and m.node not in self.wanted_nodes
+        ]
+        if len(syncing) <= places:
+            return record
+        lefts: dict[CopyId, int] = {}
+        for member in syncing:
+            leg = self.primary.legs.get(member.copy)
+            if leg is None or leg.job is None or not leg.job.counted:
+                return record
+            lefts[member.copy] = leg.job.left_bytes
+        ranked = sorted(syncing, key=lambda m: (lefts[m.copy], m.since))
+        kept = ranked[0]
+        for member in ranked[places:]:
+            self.ctx.note(
+                "smaller-difference",
+                f"The copy on {kept.node} differs by {format_size(lefts[kept.copy])}, the one on "
+                f"{member.node} by {format_size(lefts[member.copy])}; the former is kept.",
+                out,
+            )
+            record = membership.remove(record, member.copy)
+        return record
+
+    def _surplus(self, record: GroupRecord, member: Member, out: list[Effect]) -> GroupRecord:
+        self.ctx.note(
+            "copy-removed",
+            f"The copy on {member.node} ({member.state.value}) is surplus and is removed.",
+            out,
+        )
+        return membership.remove(record, member.copy)
+
+    def _replace(self, record: GroupRecord, now: Instant, out: list[Effect]) -> GroupRecord:
+        """Plan a copy on the best node for each one that is missing (design, section 5)."""
+        ctx = self.ctx
+        nodes = ctx.nodes
+        if ctx.spec.deleting or not self.primary.serving:
+            return record
+        others = [m for m in record.members if m.copy != record.primary]
+        online = [m for m in others if m.state is not CopyState.OFFLINE]
+        offline = [m for m in others if m.state is CopyState.OFFLINE]
+        missing = ctx.spec.replicas - len(online)
+        patience = ctx.spec.member_missing_timeout_s
+        if patience > 0:
+            missing -= sum(1 for m in offline if now.wall - m.since < patience)
+        taken = {m.node for m in record.members} | self.evicted
+        for _ in range(missing):
+            self.placement = place(
+                nodes,
+                size_bytes=ctx.spec.size_bytes,
+                taken=taken,
+                spread=ctx.spec.labels.get("holdfast/spread", ""),
+            )
+            if self.placement.node is None:
+                break
+            record = self._add(record, self.placement.node, now, out)
+            taken.add(self.placement.node)
+        for node in sorted(self.wanted_nodes):
+            if record.on_node(node) is None and node in nodes:
+                record = self._add(record, node, now, out)
+        return record
+
+    def _add(
+        self, record: GroupRecord, node: NodeName, now: Instant, out: list[Effect]
+    ) -> GroupRecord:
+        copy = membership.new_copy_id(record.volume, self.ctx.version, node)
+        out.append(Assign(node, copy))
+        self.ctx.note("copy-added", f"A new copy is made on {node}.", out)
+        return membership.add(record, copy, node, now.wall)
+
+    # -- access -----------------------------------------------------------------------------------
+
+    def _judge(self, record: GroupRecord, now: Instant, *, attached_anew: bool) -> GroupRecord:
+        """Return `record` with the access and grace that the policy wants (I6)."""
+        spec = self.ctx.spec
+        policy = self.policy_of(spec)
+        view = view_of(record, spec, attached_anew=attached_anew)
+        verdict = self.verdict = policy.decide(view, now.wall)
+        since = record.grace_started_at
+        if verdict.below and since is None:
+            since = now.wall
+        elif not verdict.below:
+            since = None
+        if (verdict.access, since) == (record.access, record.grace_started_at):
+            return record
+        return attrs.evolve(record, access=verdict.access, grace_started_at=since)
+
+    def deadline(self) -> float | None:
+        """Return the wall time at which the policy wants to be asked again."""
+        return None if self.verdict is None else self.verdict.deadline
+
+
+def health_of(record: GroupRecord, spec: VolumeSpec) -> str:
+    """Return the health word of a group that has a serving primary."""
+    if spec.deleting:
+        return "deleting"
+    if record.access is Access.READ_ONLY:
+        return "read-only"
+    if record.access is not Access.READ_WRITE:
+        return "suspended"
+    others = [m for m in record.members if m.copy != record.primary]
+    in_sync = sum(1 for m in others if m.state is CopyState.IN_SYNC)
+    if in_sync >= spec.replicas:
+        return "healthy"
+    syncing = sum(1 for m in others if m.state is CopyState.SYNCING)
+    return "syncing" if in_sync + syncing >= spec.replicas else "degraded"

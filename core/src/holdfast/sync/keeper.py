@@ -1,0 +1,416 @@
+"""The life of a primary's legs: open, attach, reconcile, sync, time out.
+
+What a copy says when it presents itself decides how it comes back (R8); what a leg does or fails to
+do decides when it is lost (R12). The keeper only marks faults and wishes on the legs; what the record
+becomes is decided in `healing.py`, and what happens to acknowledgements follows from the record.
+"""
+
+from __future__ import annotations
+
+from attrs import define, field
+
+from holdfast.errors import FaultReason
+from holdfast.messages import (
+    Ack,
+    Attach,
+    Attached,
+    BeginSync,
+    CopyFailed,
+    HashAnswer,
+    HashQuery,
+    Message,
+    Op,
+    OpKind,
+    Refused,
+    SyncBegun,
+)
+from holdfast.model import CopyState, Member
+from holdfast.sync.context import Context
+from holdfast.sync.delta import SyncJob
+from holdfast.sync.events import Effect, HashDisk, Instant, LinkId, MapDisk, OpenLink, ReadDisk
+from holdfast.sync.leg import (
+    OPEN_PATIENCE_S,
+    RETRY_OFFLINE_S,
+    RETRY_S,
+    SYNC_BUSY_BYTES,
+    SYNC_IN_FLIGHT_BYTES,
+    Leg,
+    Phase,
+)
+from holdfast.sync.primary import PrimaryRole
+from holdfast.units import Sequence as Position
+from holdfast.units import format_size
+
+
+@define
+class Keeper:
+    """Keeps one leg for every other member of the record."""
+
+    ctx: Context
+    primary: PrimaryRole
+    deposed_by: int = 0
+    """An epoch above ours that a copy has told of; the record must be read."""
+    review: bool = True
+    """Something happened that may change which record is wanted."""
+    _maps: dict[int, tuple[Leg, SyncJob]] = field(factory=dict)
+    _hashes: dict[int, Leg] = field(factory=dict)
+    _reads: dict[int, Leg] = field(factory=dict)
+
+    # -- following the record ---------------------------------------------------------------------
+
+    def follow_record(self, now: Instant, out: list[Effect]) -> None:
+        """Make the legs match the record in force, and the leases the in-sync set."""
+        ctx = self.ctx
+        legs = self.primary.legs
+        members = {m.copy: m for m in ctx.record.members if m.copy != ctx.copy}
+        for copy in [c for c in legs if c not in members]:
+            self._end(legs.pop(copy), "the copy was taken out of the group", out)
+        for member in members.values():
+            leg = legs.get(member.copy)
+            if leg is None:
+                legs[member.copy] = Leg(
+                    member.copy,
+                    member.node,
+                    member.state,
+                    required_since=now.mono,
+                    progress_at=now.mono,
+                )
+            elif leg.state is not member.state:
+                self._change_state(leg, member, now, out)
+        in_sync = frozenset(m.node for m in members.values() if m.state is CopyState.IN_SYNC)
+        ctx.peers.revoke(ctx.record.volume, keep=in_sync)
+        for node in in_sync:
+            ctx.peers.grant(node, ctx.record.volume, ctx.record.epoch)
+        self.primary.require()
+
+    def _change_state(self, leg: Leg, member: Member, now: Instant, out: list[Effect]) -> None:
+        before, leg.state = leg.state, member.state
+        if member.state is CopyState.IN_SYNC:
+            leg.required_since = now.mono
+            leg.joining = False
+            leg.equal = True
+            leg.job = None
+            self.ctx.note("copy-in-sync", f"The copy on {leg.node} is in sync.", out)
+        elif member.state is CopyState.OFFLINE:
+            sentence = leg.fault[1] if leg.fault else "it was dropped"
+            kind = "copy-dropped" if before is CopyState.IN_SYNC else "sync-ended"
+            self.ctx.note(kind, f"The copy on {leg.node} is offline: {sentence}.", out)
+            self._end(leg, "dropped from the in-sync set", out)
+            leg.fault = None
+            leg.joining = leg.equal = leg.wants_sync = False
+            leg.retry_at = now.mono + RETRY_S
+        elif member.state is CopyState.SYNCING and leg.wants_sync:
+            self._begin_sync(leg, now, out)
+
+    def _end(self, leg: Leg, why: str, out: list[Effect]) -> None:
+        leg.close(why, out)
+        leg.unacked.clear()
+        leg.unacked_bytes = 0
+        leg.job = None
+        if leg.read_token is not None:
+            self._release_read(leg)
+
+    # -- links --------------------------------------------------------------------------------------
+
+    def tend(self, now: Instant, out: list[Effect]) -> None:
+        """Open links that are due and find legs that are lost."""
+        for leg in self.primary.legs.values():
+            if leg.fault is None and leg.state is not CopyState.OFFLINE:
+                self._look_for_fault(leg, now)
+            if (
+                leg.phase in {Phase.OPENING, Phase.ATTACHING}
+                and now.mono - leg.opened_at > OPEN_PATIENCE_S
+            ):
+                leg.close("no answer", out)
+                leg.retry_at = now.mono + RETRY_OFFLINE_S
+            if leg.phase is Phase.CLOSED and now.mono >= leg.retry_at and leg.fault is None:
+                self._open(leg, now, out)
+            if leg.job is not None and leg.phase is Phase.STREAMING:
+                self.drive(leg, now, out)
+
+    def _open(self, leg: Leg, now: Instant, out: list[Effect]) -> None:
+        ctx = self.ctx
+        if leg.state is CopyState.OFFLINE and leg.node not in ctx.nodes:
+            leg.retry_at = now.mono + RETRY_OFFLINE_S
+            return
+        leg.link = ctx.new_link()
+        leg.phase = Phase.OPENING
+        leg.opened_at = now.mono
+        out.append(
+            OpenLink(
+                leg.link,
+                leg.node,
+                Attach(
+                    cluster=ctx.cluster,
+                    volume=ctx.record.volume,
+                    epoch=ctx.epoch,
+                    node=ctx.node,
+                    session=ctx.process,
+                    primary=ctx.copy,
+                    target=leg.copy,
+                    record=ctx.record.to_bytes(),
+                    spec=ctx.spec.to_bytes(),
+                    resume=leg.in_sync and leg.equal,
+                ),
+            )
+        )
+
+    def _look_for_fault(self, leg: Leg, now: Instant) -> None:
+        """R12: silence for `lease` loses a copy; living heartbeats with dead acks take longer."""
+        ctx = self.ctx
+        timing = ctx.peers.timing
+        member = ctx.record.find(leg.copy)
+        if leg.in_sync:
+            silent_since = max(ctx.peers.answered_at(leg.node), leg.required_since)
+            if now.mono - silent_since > timing.lease_s:
+                self._fault(leg, FaultReason.LINK_LOST, "its node answers no heartbeat")
+                return
+            if member is not None and member.suspect:
+                self._fault(leg, FaultReason.RESTARTED, "its machine restarted")
+                return
+        if leg.phase is Phase.READY:
+            return  # It has presented itself; what comes next is up to us.
+        if leg.phase is not Phase.STREAMING:
+            since = leg.lost_since
+            if since is None:
+                leg.lost_since = now.mono
+            elif leg.gone_since is not None and now.mono - leg.gone_since > timing.gone_s:
+                self._fault(leg, FaultReason.LINK_LOST, "its process is gone")
+            elif now.mono - since > timing.lease_s:
+                self._fault(leg, FaultReason.LINK_LOST, "no stream to it could be opened")
+            return
+        if leg.unacked or (leg.job is not None and leg.job.asking):
+            patience = timing.ack_timeout_s
+            if leg.in_sync and self.primary.others_in_sync() == 1:
+                patience *= 2
+            if now.mono - leg.progress_at > patience:
+                self._fault(
+                    leg,
+                    FaultReason.ACK_TIMEOUT,
+                    f"it has acknowledged nothing for {patience:.0f} s",
+                )
+
+    def _fault(self, leg: Leg, reason: FaultReason, sentence: str) -> None:
+        if leg.fault is not None:
+            return
+        leg.fault = (reason, sentence)
+        leg.joining = False
+        self.review = True
+        if leg.state is CopyState.SYNCING:
+            # From now until the record says so, what it misses must still be noted somewhere.
+            missed = leg.missed(self.ctx.spec.size_bytes)
+            if missed is not None:
+                self.ctx.absent[leg.copy] = missed
+        self.primary.require()
+
+    def on_link_lost(
+        self, leg: Leg, now: Instant, *, gone: bool, sentence: str, out: list[Effect]
+    ) -> None:
+        """The link broke, or could not be opened."""
+        was_streaming = leg.phase is Phase.STREAMING
+        leg.drop_link()
+        if leg.read_token is not None:
+            self._release_read(leg)
+        leg.retry_at = now.mono + (RETRY_OFFLINE_S if leg.state is CopyState.OFFLINE else RETRY_S)
+        if leg.lost_since is None:
+            leg.lost_since = now.mono
+        if not gone:
+            leg.gone_since = None
+        elif leg.gone_since is None:
+            leg.gone_since = now.mono
+        if was_streaming and leg.state is CopyState.SYNCING:
+            self._fault(leg, FaultReason.LINK_LOST, sentence or "its link broke during the sync")
+        elif leg.in_sync and not leg.equal:
+            # A reconcile begins anew with what the copy says when it is back.
+            leg.job = None
+            leg.unacked.clear()
+            leg.unacked_bytes = 0
+
+    # -- messages -----------------------------------------------------------------------------------
+
+    def on_message(self, leg: Leg, message: Message, now: Instant, out: list[Effect]) -> None:
+        """Take one message of a copy."""
+        if isinstance(message, Ack):
+            if message.epoch == self.ctx.epoch or leg.phase is Phase.STREAMING:
+                leg.on_ack(message.applied, message.durable, now.mono)
+                if leg.job is not None:
+                    self.drive(leg, now, out)
+        elif isinstance(message, Attached):
+            if leg.phase in {Phase.OPENING, Phase.ATTACHING}:
+                self._on_attached(leg, message, now, out)
+        elif isinstance(message, HashAnswer):
+            if leg.job is not None:
+                leg.progress_at = now.mono
+                leg.job.on_hashes(message.id, message.hashes, local=False)
+                self.review = True
+                self.drive(leg, now, out)
+        elif isinstance(message, CopyFailed):
+            self._fault(leg, FaultReason(message.reason), message.sentence)
+        elif isinstance(message, Refused):
+            self._on_refused(leg, message, now, out)
+        else:
+            assert isinstance(message, SyncBegun), message
+
+    def _on_refused(self, leg: Leg, refusal: Refused, now: Instant, out: list[Effect]) -> None:
+        if refusal.epoch > self.ctx.epoch:
+            # R3: the fence is there for us; the copy is well.
+            self.deposed_by = max(self.deposed_by, refusal.epoch)
+            return
+        if refusal.code in {"no-such-copy", "wrong-copy"}:
+            self._fault(leg, FaultReason.WRONG_IDENTITY, refusal.sentence)
+        leg.close("refused", out)
+        leg.retry_at = now.mono + (RETRY_OFFLINE_S if leg.state is CopyState.OFFLINE else RETRY_S)
+
+    def _on_attached(self, leg: Leg, identity: Attached, now: Instant, out: list[Effect]) -> None:
+        ctx = self.ctx
+        member = ctx.record.member(leg.copy)
+        leg.identity = identity
+        leg.phase = Phase.READY
+        leg.lost_since = leg.gone_since = None
+        stranger = bool(member.incarnation) and member.incarnation != identity.incarnation
+        if leg.in_sync:
+            if stranger:
+                self._fault(leg, FaultReason.WRONG_IDENTITY, "its disk is another one")
+            elif not self.primary.serving:
+                return  # Reconciled together with the others.
+            elif leg.equal and identity.session == leg.process:
+                leg.resume(identity.applied, now.mono, out)
+            else:
+                self._fault(leg, FaultReason.RESTARTED, "its process restarted")
+            return
+        leg.wants_sync = True
+        if member.state is CopyState.SYNCING and member.incarnation == identity.incarnation:
+            self._begin_sync(leg, now, out)
+        else:
+            self.review = True
+
+    # -- sync ---------------------------------------------------------------------------------------
+
+    def _begin_sync(self, leg: Leg, now: Instant, out: list[Effect]) -> None:
+        """Choose how the copy is caught up, and begin its stream (design, section 6)."""
+        ctx = self.ctx
+        identity = leg.identity
+        if identity is None or leg.phase is not Phase.READY:
+            return
+        leg.wants_sync = False
+        size = ctx.spec.size_bytes
+        known = ctx.absent.get(leg.copy)
+        if identity.fresh:
+            leg.job = SyncJob.filling(size, now.mono)
+            token = ctx.token()
+            self._maps[token] = (leg, leg.job)
+            out.append(MapDisk(token))
+        elif known is not None:
+            how = "dirty-map" if not identity.suspects else "dirty-map and intent"
+            leg.job = SyncJob.confirming(how, size, identity.suspects, known, now.mono)
+        else:
+            leg.job = SyncJob.comparing(size, now.mono)
+        before = Position(self.primary.next - 1)
+        leg.restart_at(before)
+        leg.phase = Phase.STREAMING
+        leg.process = identity.session
+        leg.progress_at = now.mono
+        leg.send(BeginSync(ctx.epoch, self.primary.next), out)
+        ctx.note("sync-begun", f"The copy on {leg.node} is synced by {leg.job.how}.", out)
+        self.drive(leg, now, out)
+
+    def drive(self, leg: Leg, now: Instant, out: list[Effect]) -> None:
+        """Do whatever the leg's job can do now."""
+        job = leg.job
+        if job is None or leg.phase is not Phase.STREAMING or leg.fault is not None:
+            return
+        ctx = self.ctx
+        while (query := job.next_query(query_id := ctx.token())) is not None:
+            level, indexes = query
+            token = ctx.token()
+            leg.queries[token] = query_id
+            self._hashes[token] = leg
+            leg.send(HashQuery(ctx.epoch, query_id, level, indexes), out)
+            out.append(HashDisk(token, level, indexes))
+        busy = now.mono - self.primary.foreground_at < 1.0
+        limit = SYNC_BUSY_BYTES if busy else SYNC_IN_FLIGHT_BYTES
+        if leg.read_token is None and job.in_flight_bytes < limit and ctx.disk.idle:
+            run = job.next_read()
+            if run is not None:
+                # Writes wait while the run is read, so that nothing newer overtakes it.
+                leg.read_token = ctx.token()
+                self._reads[leg.read_token] = leg
+                self.primary.holds += 1
+                out.append(ReadDisk(leg.read_token, *run))
+        if job.equal:
+            self._on_equal(leg, now, out)
+
+    def _on_equal(self, leg: Leg, now: Instant, out: list[Effect]) -> None:
+        job = leg.job
+        assert job is not None
+        if leg.in_sync:
+            if not leg.equal:
+                leg.equal = True
+                leg.job = None
+                self.review = True
+            return
+        if leg.unacked_bytes > SYNC_IN_FLIGHT_BYTES:
+            return  # Counting on it now would make everybody wait for its backlog.
+        if job.flush_at is None:
+            job.flush_at = self.primary.push_to(leg, [Op(OpKind.FLUSH, 0, 0)], now, out)
+        elif leg.durable >= job.flush_at and not leg.joining:
+            # From here on acknowledgements need it, so that when the record says "in sync" it holds
+            # every acknowledged write; before this, it must have what was acknowledged already.
+            if leg.applied >= self.primary.commit or not leg.unacked:
+                leg.joining = True
+                job.finished_at = now.mono
+                self.primary.require()
+                self.review = True
+                ctx = self.ctx
+                ctx.note(
+                    "sync-done",
+                    f"The copy on {leg.node} was synced by {job.how} with "
+                    f"{format_size(job.sent_bytes)} in {now.mono - job.started_at:.1f} s.",
+                    out,
+                )
+
+    def on_hashes(self, token: int, hashes: bytes, now: Instant, out: list[Effect]) -> None:
+        """Take the local half of a comparison."""
+        leg = self._hashes.pop(token, None)
+        if leg is None or leg.job is None:
+            return
+        query_id = leg.queries.pop(token, None)
+        if query_id is not None:
+            leg.job.on_hashes(query_id, hashes, local=True)
+            self.review = True
+            self.drive(leg, now, out)
+
+    def on_map(
+        self, token: int, extents: list[tuple[int, int]], now: Instant, out: list[Effect]
+    ) -> None:
+        """Take the local data extents for a fresh copy."""
+        leg, job = self._maps.pop(token, (None, None))
+        if leg is not None and job is not None and leg.job is job:
+            job.on_map(iter(extents))
+            self.review = True
+            self.drive(leg, now, out)
+
+    def on_read(self, token: int, data: bytes, now: Instant, out: list[Effect]) -> bool:
+        """Take a run that was read for sending; return whether it was ours."""
+        leg = self._reads.pop(token, None)
+        if leg is None:
+            return False
+        self.primary.holds -= 1
+        if leg.read_token == token and leg.job is not None:
+            leg.read_token = None
+            ops = leg.job.on_read(data, self.primary.next)
+            self.primary.push_to(leg, ops, now, out)
+            self.drive(leg, now, out)
+        self.primary.release(now, out)
+        return True
+
+    def _release_read(self, leg: Leg) -> None:
+        """The read goes on, but its outcome is for nobody; `on_read` lifts the hold."""
+        leg.read_token = None
+
+    def leg_of(self, link: LinkId) -> Leg | None:
+        """Return the leg whose link this is."""
+        for leg in self.primary.legs.values():
+            if leg.link == link:
+                return leg
+        return None

@@ -1,0 +1,732 @@
+"""One copy as a member of its group: which role it plays, and every change of role.
+
+    REPLICA ──silence of the primary──▶ CANDIDATE ──compare-and-set won──▶ PRIMARY
+       ▲                                   │ lost, or the primary is back      │
+       └───────────────────────────────────┴──────────── deposed, handed over ─┘
+
+A member is stepped by its pump with one event at a time and returns what is to be done. The roles
+(`replica.py`, `primary.py` with `keeper.py` and `healing.py`) know their own work; this module knows
+the record, the compare-and-set under way, and who is who.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+from typing import cast
+
+import attrs
+from attrs import define, field
+
+from holdfast.errors import FaultReason
+from holdfast.messages import (
+    Ack,
+    CopyFailed,
+    Reply,
+    RequestKind,
+    Requests,
+    SessionClose,
+    SessionOpen,
+)
+from holdfast.model import CopyState, GroupRecord
+from holdfast.sync import events as ev
+from holdfast.sync import membership
+from holdfast.sync.attachments import Attachments
+from holdfast.sync.context import Context
+from holdfast.sync.events import Effect, Event, Instant, LinkId
+from holdfast.sync.healing import Healing, PolicyOf
+from holdfast.sync.keeper import Keeper
+from holdfast.sync.leg import Phase
+from holdfast.sync.primary import PrimaryRole
+from holdfast.sync.replica import ReplicaRole, StreamMessage
+from holdfast.units import CopyId
+
+BUSY_TICK_S = 0.05
+IDLE_TICK_S = 0.5
+STOP_PATIENCE_S = 5.0
+_READING = frozenset({RequestKind.READ, RequestKind.EXTENTS, RequestKind.FLUSH})
+
+
+class Role(enum.Enum):
+    """What the copy is in its group right now."""
+
+    REPLICA = "replica"
+    CANDIDATE = "candidate"
+    PRIMARY = "primary"
+    FAILED = "failed"
+    """Its disk failed; it takes part in nothing until it is opened anew."""
+    REMOVED = "removed"
+    STOPPED = "stopped"
+
+
+@define
+class GroupMember:
+    """The state machine of one copy on one node."""
+
+    ctx: Context
+    policy_of: PolicyOf
+    started_at: float
+    """Monotonic time; silence of the primary counts from here at the earliest."""
+    role: Role = Role.REPLICA
+    replica: ReplicaRole = field(init=False)
+    primary: PrimaryRole | None = None
+    keeper: Keeper | None = None
+    healing: Healing | None = None
+    failure: str = ""
+    """Why the role is FAILED."""
+    wanted: GroupRecord | None = None
+    """The record of the compare-and-set under way."""
+    _unsure: bool = False
+    """The outcome of the compare-and-set is unknown; the record is being read."""
+    _reading: bool = False
+    _stopping_since: float | None = None
+    _handover: ev.Handover | None = None
+    _handover_since: float = 0.0
+    _forced: bool = False
+    _publish_suspect: bool = False
+    _retry_at: float = 0.0
+    _next_tick: float = 0.0
+
+    def __attrs_post_init__(self) -> None:
+        """Begin as a replica; the first `Tick` decides whether that is right."""
+        self.replica = ReplicaRole(self.ctx, heard_since=self.started_at)
+        mine = self.ctx.me
+        self._publish_suspect = (
+            self.ctx.rebooted
+            and self.ctx.restarted_unclean
+            and mine is not None
+            and mine.state is CopyState.IN_SYNC
+            and not mine.suspect
+        )
+
+    # -- the step ---------------------------------------------------------------------------------
+
+    def step(self, event: Event, now: Instant) -> list[Effect]:
+        """Take one event and return what is to be done, in order."""
+        out: list[Effect] = []
+        if self.role in {Role.STOPPED, Role.REMOVED}:
+            return out
+        match event:
+            case ev.Received():
+                self._on_received(event, now, out)
+            case ev.Applied():
+                self.ctx.disk.on_applied(event.through, out)
+                self._on_progress(now, out)
+            case ev.Flushed():
+                self.ctx.disk.on_flushed(event.token, out)
+                self._on_progress(now, out)
+            case ev.RegionsMarked():
+                self.ctx.disk.on_marked(out)
+            case _:
+                self._on_rare(event, now, out)
+        if self.keeper is not None and self.keeper.review:
+            self._settle(now, out)
+        return out
+
+    def _on_received(self, event: ev.Received, now: Instant, out: list[Effect]) -> None:
+        """The hot events: requests of sessions, acknowledgements of legs, batches of the stream."""
+        primary = self.primary
+        if primary is None:
+            if event.link == self.replica.link:
+                self.replica.on_messages(
+                    cast("tuple[StreamMessage, ...]", event.messages), now, out
+                )
+                if self.replica.promoted:
+                    self._become_primary(now, out)
+            return
+        if event.link in primary.attachments.open:
+            for message in event.messages:
+                if isinstance(message, Requests):
+                    self._on_requests(event.link, message, now, out)
+                elif isinstance(message, SessionClose):
+                    primary.attachments.leave(event.link, message.generation, out)
+                    self._review()
+            return
+        assert self.keeper is not None
+        leg = self.keeper.leg_of(event.link)
+        if leg is not None:
+            for message in event.messages:
+                if leg.job is None and isinstance(message, Ack) and leg.phase is Phase.STREAMING:
+                    leg.on_ack(message.applied, message.durable, now.mono)
+                else:
+                    self.keeper.on_message(leg, message, now, out)
+            if self.keeper.deposed_by:
+                self._read_record(out)
+            primary.advance(now, out)
+
+    def _on_requests(
+        self, link: LinkId, message: Requests, now: Instant, out: list[Effect]
+    ) -> None:
+        assert self.primary is not None
+        attachment = self.primary.attachments.open.get(link)
+        if attachment is None or message.generation < attachment.generation:
+            return
+        requests = message.requests
+        if attachment.hello.read_only:
+            denied = [r for r in requests if r.kind not in _READING]
+            if denied:
+                out.append(ev.SendReplies(link, [Reply(r.id, errno.EPERM) for r in denied]))
+                requests = [r for r in requests if r.kind in _READING]
+        self.primary.on_requests(link, requests, now, out)
+
+    def _on_progress(self, now: Instant, out: list[Effect]) -> None:
+        if self.primary is not None:
+            self.primary.advance(now, out)
+        else:
+            self.replica.on_progress(out)
+
+    def _on_rare(self, event: Event, now: Instant, out: list[Effect]) -> None:
+        ctx = self.ctx
+        match event:
+            case ev.Tick():
+                pass
+            case ev.Saved():
+                ctx.on_saved(event.token)
+                self._on_progress(now, out)
+            case ev.RecordSeen():
+                self._on_record_seen(event, now, out)
+            case ev.CasDone():
+                self._on_cas_done(event, now, out)
+            case ev.SpecSeen():
+                ctx.spec = event.spec
+                if self.primary is not None:
+                    self.primary.attachments.tell(out)
+            case ev.NodesSeen():
+                ctx.nodes = event.nodes
+            case ev.AttachReceived():
+                self._on_attach(event, now, out)
+            case ev.SessionLinked():
+                self._on_session(event.link, cast("SessionOpen", event.hello), out)
+            case ev.LinkLost():
+                self._on_link_lost(event, now, out)
+            case ev.LinkOpened():
+                leg = None if self.keeper is None else self.keeper.leg_of(event.link)
+                if leg is not None and leg.phase is Phase.OPENING:
+                    leg.phase = Phase.ATTACHING
+            case ev.HashesDone():
+                if not self.replica.on_answer(event.token, event.hashes, out) and self.keeper:
+                    self.keeper.on_hashes(event.token, event.hashes, now, out)
+            case ev.ReadDone():
+                if not self.replica.on_answer(event.token, event.data, out) and self.keeper:
+                    self.keeper.on_read(event.token, event.data, now, out)
+            case ev.MapDone():
+                if self.keeper is not None:
+                    self.keeper.on_map(event.token, _data_extents(event), now, out)
+            case ev.DiskFailed():
+                self._on_disk_failed(event, out)
+            case ev.Fenced():
+                if event.epoch > ctx.epoch:
+                    self._read_record(out)
+            case ev.Handover():
+                self._handover = event
+                self._handover_since = now.mono
+            case ev.Evict():
+                if self.healing is not None:
+                    self.healing.evicted.add(event.node)
+            case ev.AddCopy():
+                if self.healing is not None:
+                    self.healing.wanted_nodes.add(event.node)
+            case ev.ForcePromote():
+                self._forced = True
+                self.replica.heard_since = float("-inf")
+            case ev.Stop():
+                if self._stopping_since is None:
+                    self._stopping_since = now.mono
+            case _:
+                raise AssertionError(event)
+        self._settle(now, out)
+
+    # -- settling: everything that follows from state, not from an event ----------------------------
+
+    def _review(self) -> None:
+        if self.keeper is not None:
+            self.keeper.review = True
+
+    def _settle(self, now: Instant, out: list[Effect]) -> None:
+        if self.role in {Role.REMOVED, Role.STOPPED, Role.FAILED}:
+            if self.role is Role.FAILED and self._stopping_since is not None:
+                self._stop(out)
+            return
+        if self.primary is not None:
+            self._settle_primary(now, out)
+        else:
+            self._settle_replica(now, out)
+        if self.role in {Role.REPLICA, Role.PRIMARY}:
+            self.ctx.tidy_intent(now, out)
+        self._next_tick = now.mono + self._tick_after(now)
+
+    def _settle_primary(self, now: Instant, out: list[Effect]) -> None:
+        primary, keeper, healing = self.primary, self.keeper, self.healing
+        assert primary is not None
+        assert keeper is not None
+        assert healing is not None
+        keeper.review = False
+        keeper.tend(now, out)
+        if keeper.deposed_by:
+            self._read_record(out)
+        if not primary.serving:
+            self._try_serving(now, out)
+        primary.advance(now, out)
+        primary.release(now, out)
+        primary.tell_commit(now, out)
+        self._prepare_handover(now, out)
+        if self.wanted is None and not self._reading and self.role is Role.PRIMARY:
+            if primary.serving or any(leg.fault for leg in primary.legs.values()):
+                desired = self._desired(now, out)
+                if desired != self.ctx.record and now.mono >= self._retry_at:
+                    self._ask(desired, out)
+
+    def _desired(self, now: Instant, out: list[Effect]) -> GroupRecord:
+        primary, healing = self.primary, self.healing
+        assert primary is not None
+        assert healing is not None
+        target = self._handover_target()
+        if self._handover is not None and target is not None and self._drained():
+            primary.stopped = True
+            return membership.hand_over(
+                self.ctx.record, target, leave=self._handover.leave, wall=now.wall
+            )
+        if not primary.serving:
+            return healing.drop_faulty(self.ctx.record, now)
+        return healing.desired(now, out)
+
+    def _try_serving(self, now: Instant, out: list[Effect]) -> None:
+        """R6: reconcile with every in-sync copy, then serve."""
+        primary, ctx = self.primary, self.ctx
+        assert primary is not None
+        in_sync = [leg for leg in primary.legs.values() if leg.in_sync]
+        if not ctx.epoch_is_durable or not ctx.disk.idle:
+            return
+        if any(leg.phase not in {Phase.READY, Phase.STREAMING} for leg in in_sync):
+            return
+        if any(leg.job is None and not leg.equal for leg in in_sync) or not primary.reconciling:
+            primary.reconcile_jobs(now)
+            assert self.keeper is not None
+            for leg in in_sync:
+                self.keeper.drive(leg, now, out)
+        if all(leg.equal for leg in in_sync) and primary.lease_until() > now.mono:
+            primary.serving = True
+            ctx.disk.release_pins()
+            ctx.restarted_unclean = ctx.rebooted = False
+            ctx.note("primary-serving", f"{ctx.node} serves as primary, epoch {ctx.epoch}.", out)
+            primary.advance(now, out)
+            self._review()
+
+    def _settle_replica(self, now: Instant, out: list[Effect]) -> None:
+        ctx, replica = self.ctx, self.replica
+        replica.on_progress(out)
+        if self._stopping_since is not None:
+            self._leave(now, out)
+            return
+        if self._reading or self.wanted is not None:
+            return
+        if self._publish_suspect:
+            mine = ctx.me
+            if mine is not None and mine.state is CopyState.IN_SYNC and not mine.suspect:
+                self._ask(membership.mark_suspect(ctx.record, ctx.copy), out)
+                return
+            self._publish_suspect = False
+        if now.mono < self._retry_at:
+            return
+        if self.role is Role.REPLICA and self._should_stand(now):
+            # From here on the old primary gets no promise and no acknowledgement from this copy.
+            self.role = Role.CANDIDATE
+            ctx.peers.follow(ctx.record.volume, ctx.epoch, None)
+            if replica.link is not None:
+                out.append(ev.CloseLink(replica.link, "this copy stands for primary"))
+                replica.on_link_lost()
+            self._read_record(out)
+
+    def _should_stand(self, now: Instant) -> bool:
+        """R4 and R5: in sync by the record, and the primary silent for long enough."""
+        ctx = self.ctx
+        if not membership.may_promote(ctx.record, ctx.copy) and not self._can_force():
+            return False
+        if ctx.record.primary == ctx.copy:
+            return True  # This very copy was primary; its old process is gone, it held the lock.
+        return now.mono >= self._stand_at()
+
+    def _can_force(self) -> bool:
+        mine = self.ctx.me
+        return self._forced and mine is not None and mine.state is CopyState.IN_SYNC
+
+    def _stand_at(self) -> float:
+        timing = self.ctx.peers.timing
+        heard = max(self.ctx.peers.heard_at(self.ctx.record.volume), self.replica.heard_since)
+        return heard + timing.lease_s + timing.margin_s
+
+    # -- the record -----------------------------------------------------------------------------------
+
+    def _ask(self, record: GroupRecord, out: list[Effect]) -> None:
+        self.wanted = record
+        out.append(ev.CompareAndSet(record, self.ctx.version))
+
+    def _read_record(self, out: list[Effect]) -> None:
+        if not self._reading:
+            self._reading = True
+            out.append(ev.ReadRecord())
+
+    def _on_cas_done(self, event: ev.CasDone, now: Instant, out: list[Effect]) -> None:
+        wanted = self.wanted
+        if wanted is None:
+            return
+        if event.outcome == "unknown":
+            self._unsure = True
+            self._read_record(out)
+            return
+        self.wanted = None
+        if event.outcome == "ok":
+            self._on_won(wanted, event.version, now, out)
+        else:
+            self._retry_at = now.mono
+            self._take_record(event.record, event.version, now, out)
+
+    def _on_record_seen(self, event: ev.RecordSeen, now: Instant, out: list[Effect]) -> None:
+        if event.version < self.ctx.version:
+            return  # A late watch; it never decides anything.
+        self._reading = False
+        if self.keeper is not None:
+            self.keeper.deposed_by = 0
+        wanted = self.wanted
+        if wanted is not None:
+            if not self._unsure:
+                return  # The answer to the compare-and-set says the same, and in its order.
+            self._unsure = False
+            self.wanted = None
+            if event.record == wanted:
+                self._on_won(wanted, event.version, now, out)
+                return
+        self._take_record(event.record, event.version, now, out)
+
+    def _on_won(self, record: GroupRecord, version: int, now: Instant, out: list[Effect]) -> None:
+        """The record is what this member asked for."""
+        ctx = self.ctx
+        before = ctx.record
+        ctx.adopt(record, version, out)
+        if self.primary is None:
+            if record.primary == ctx.copy and record.epoch > before.epoch:
+                self._become_primary(now, out)
+            return
+        if record.epoch != before.epoch:
+            ctx.raise_epoch(record.epoch, CopyState.IN_SYNC, out)
+        if record.primary != ctx.copy:
+            self.primary.announce(out)
+            self._step_down(now, out, "handed over")
+            return
+        assert self.keeper is not None
+        if record.epoch != before.epoch or record.members != before.members:
+            self.primary.announce(out)
+        self.keeper.follow_record(now, out)
+        self.primary.attachments.on_record(record, out)
+        if record.access is not before.access:
+            assert self.healing is not None
+            reason = self.healing.verdict.reason if self.healing.verdict else ""
+            ctx.note("access", f"Access is now {record.access.value}: {reason}", out)
+            self.primary.attachments.tell(out)
+        self.primary.advance(now, out)
+        self.primary.release(now, out)
+        self._review()
+
+    def _take_record(
+        self, record: GroupRecord | None, version: int, now: Instant, out: list[Effect]
+    ) -> None:
+        """Somebody else wrote this record, or nobody did and we only looked."""
+        ctx = self.ctx
+        if record is None or (record.find(ctx.copy) is None and version > ctx.version):
+            self._on_removed(now, out)
+            return
+        if self.primary is not None:
+            if record.primary != ctx.copy or record.epoch > ctx.record.epoch:
+                ctx.adopt(record, version, out)
+                self._step_down(now, out, f"deposed by epoch {record.epoch}")
+            elif version != ctx.version:
+                self.primary.stopped = False
+                ctx.adopt(record, version, out)
+                assert self.keeper is not None
+                self.keeper.follow_record(now, out)
+                self._review()
+            return
+        changed = record.epoch != ctx.record.epoch or record.primary != ctx.record.primary
+        if self.role is Role.CANDIDATE and not changed:
+            ctx.adopt(record, version, out)
+            self._stand(now, out)
+            return
+        if self.replica.link is None or record.epoch > ctx.epoch:
+            ctx.adopt(record, version, out)
+        else:
+            ctx.version = version
+        if self.role is Role.CANDIDATE or changed:
+            self._follow(now)
+
+    def _stand(self, now: Instant, out: list[Effect]) -> None:
+        """Ask for the group, by the record that was just read."""
+        ctx = self.ctx
+        promoted = membership.promote(ctx.record, ctx.copy, now.wall)
+        allowed = membership.may_promote(ctx.record, ctx.copy) or self._can_force()
+        if promoted is None or not allowed:
+            self._follow(now)
+            return
+        ctx.note(
+            "standing",
+            f"{ctx.node} takes over from {ctx.record.primary_member.node}, which is silent.",
+            out,
+        )
+        self._ask(promoted, out)
+
+    def _follow(self, now: Instant) -> None:
+        """Be a replica of whoever the record names."""
+        ctx = self.ctx
+        self.role = Role.REPLICA
+        self.replica.heard_since = now.mono
+        self._retry_at = now.mono
+        epoch = max(ctx.epoch, ctx.record.epoch)
+        ctx.peers.follow(ctx.record.volume, epoch, ctx.record.primary_member.node)
+
+    def _on_removed(self, now: Instant, out: list[Effect]) -> None:
+        """The record proves this copy superseded, or the volume deleted."""
+        if self.primary is not None:
+            self._step_down(now, out, "the volume is deleted")
+        if self.replica.link is not None:
+            out.append(ev.CloseLink(self.replica.link, "the copy was removed"))
+            self.replica.on_link_lost()
+        self.ctx.peers.unfollow(self.ctx.record.volume)
+        self.role = Role.REMOVED
+        out.append(ev.RemoveCopy())
+
+    # -- changes of role --------------------------------------------------------------------------------
+
+    def _become_primary(self, now: Instant, out: list[Effect]) -> None:
+        ctx = self.ctx
+        self.replica.promoted = self._forced = False
+        if self.replica.link is not None:
+            out.append(ev.CloseLink(self.replica.link, "this copy is primary now"))
+            self.replica.on_link_lost()
+        self.role = Role.PRIMARY
+        ctx.fresh = False  # It is about to be written to; zeros may not be assumed again.
+        ctx.raise_epoch(ctx.record.epoch, CopyState.IN_SYNC, out)
+        ctx.peers.follow(ctx.record.volume, ctx.record.epoch, ctx.node)
+        attachments = Attachments(ctx)
+        self.primary = PrimaryRole(ctx, attachments)
+        self.keeper = Keeper(ctx, self.primary)
+        self.healing = Healing(ctx, self.primary, self.policy_of)
+        self.keeper.follow_record(now, out)
+        self._read_record(out)
+
+    def _step_down(self, now: Instant, out: list[Effect], why: str) -> None:
+        """Stop being primary; what was not acknowledged stays in the window for R6 and R8."""
+        ctx, primary = self.ctx, self.primary
+        assert primary is not None
+        primary.stopped = True
+        primary.attachments.close_all("not-primary", f"This node stepped down: {why}.", out)
+        for leg in primary.legs.values():
+            leg.close("stepped down", out)
+        ctx.peers.revoke(ctx.record.volume)
+        ctx.note("stepped-down", f"{ctx.node} is no longer primary: {why}.", out)
+        leaving = self._handover is not None and self._handover.leave
+        self.primary = self.keeper = self.healing = None
+        self._handover = None
+        self._follow(now)
+        if leaving and self._stopping_since is not None:
+            self._stop(out)
+
+    def _on_disk_failed(self, event: ev.DiskFailed, out: list[Effect]) -> None:
+        """R1: a copy whose disk fails is lost; a primary's group goes on without it."""
+        self.failure = event.sentence
+        self.ctx.note("disk-failed", event.sentence, out)
+        self.replica.fail(event.reason, event.sentence, out)
+        if self.primary is not None:
+            # No acknowledgement, no lease: an in-sync replica takes over.
+            self.primary.stopped = True
+            self.primary.attachments.close_all("not-primary", event.sentence, out)
+            for leg in self.primary.legs.values():
+                leg.close(event.sentence, out)
+            self.ctx.peers.revoke(self.ctx.record.volume)
+            self.primary = self.keeper = self.healing = None
+        elif self.replica.link is not None:
+            out.append(ev.CloseLink(self.replica.link, event.sentence))
+            self.replica.on_link_lost()
+        self.ctx.peers.unfollow(self.ctx.record.volume)
+        self.role = Role.FAILED
+
+    # -- links ------------------------------------------------------------------------------------------
+
+    def _on_attach(self, event: ev.AttachReceived, now: Instant, out: list[Effect]) -> None:
+        """A primary presents itself (R3): follow it unless its epoch is stale."""
+        ctx, hello = self.ctx, event.hello
+        refusal = None
+        record = GroupRecord.from_bytes(hello.record)
+        if hello.cluster != ctx.cluster or hello.volume != ctx.record.volume:
+            refusal = ctx.refused("wrong-cluster", f"This is volume {ctx.spec.name} of another.")
+        elif hello.target != ctx.copy:
+            refusal = ctx.refused("wrong-copy", f"The copy here is {ctx.copy}.")
+        elif self.role is Role.FAILED:
+            refusal = ctx.refused("failed", self.failure)
+        elif hello.epoch < max(ctx.epoch, ctx.record.epoch):
+            refusal = ctx.refused("stale-epoch", f"This copy knows epoch {ctx.epoch}.")
+        elif hello.epoch == ctx.epoch and self.primary is not None:
+            refusal = ctx.refused("not-replica", "This copy is the primary of that epoch.")
+        elif self.role is Role.CANDIDATE and self.wanted is not None:
+            refusal = ctx.refused(
+                "busy", "This copy has asked for the group and awaits the answer."
+            )
+        elif self._stopping_since is not None:
+            refusal = ctx.refused("stopping", "This node is stopping.")
+        if refusal is not None:
+            out.append(ev.Send(event.link, (refusal,)))
+            out.append(ev.CloseLink(event.link, refusal.sentence))
+            if hello.epoch > ctx.epoch:
+                self._read_record(out)
+            return
+        if self.primary is not None:
+            self._step_down(now, out, f"{hello.node} is primary of epoch {hello.epoch}")
+        self.role = Role.REPLICA
+        self.replica.on_attach(event.link, hello, record, now, out)
+
+    def _on_session(self, link: LinkId, hello: SessionOpen, out: list[Effect]) -> None:
+        primary = self.primary
+        if primary is None or primary.stopped:
+            refusal = self.ctx.refused("not-primary", f"{self.ctx.node} is not the primary.")
+            out.append(ev.Send(link, (refusal,)))
+            out.append(ev.CloseLink(link, refusal.sentence))
+        else:
+            primary.attachments.add(link, hello, out)
+
+    def _on_link_lost(self, event: ev.LinkLost, now: Instant, out: list[Effect]) -> None:
+        if event.link == self.replica.link:
+            self.replica.on_link_lost()
+        if self.primary is None or self.keeper is None:
+            return
+        if self.primary.attachments.lost(event.link):
+            return
+        leg = self.keeper.leg_of(event.link)
+        if leg is not None:
+            self.keeper.on_link_lost(leg, now, gone=event.gone, sentence=event.sentence, out=out)
+
+    # -- handover and stop ------------------------------------------------------------------------------
+
+    def _handover_target(self) -> CopyId | None:
+        if self._handover is None or self.primary is None:
+            return None
+        for leg in self.primary.legs.values():
+            if leg.in_sync and leg.equal and leg.phase is Phase.STREAMING and leg.fault is None:
+                if self._handover.node in {None, leg.node}:
+                    return leg.copy
+        return None
+
+    def _prepare_handover(self, now: Instant, out: list[Effect]) -> None:
+        primary = self.primary
+        assert primary is not None
+        if self._stopping_since is not None and self._handover is None:
+            if any(leg.in_sync for leg in primary.legs.values()):
+                self._handover = ev.Handover(None, leave=True)
+                self._handover_since = now.mono
+            elif primary.idle:
+                self._stop_primary(now, out)
+                return
+        if self._handover is None:
+            return
+        if not primary.draining:
+            primary.draining = True
+            primary.holds += 1
+        if now.mono - self._handover_since > STOP_PATIENCE_S and self.wanted is None:
+            self._abandon_handover(now, out)
+
+    def _drained(self) -> bool:
+        primary = self.primary
+        assert primary is not None
+        return (
+            primary.serving
+            and primary.idle
+            and self.ctx.disk.idle
+            and all(not leg.unacked for leg in primary.legs.values() if leg.in_sync)
+        )
+
+    def _abandon_handover(self, now: Instant, out: list[Effect]) -> None:
+        primary = self.primary
+        assert primary is not None
+        self._handover = None
+        primary.draining = primary.stopped = False
+        primary.holds -= 1
+        self.ctx.note("handover-failed", "No replica could take over; this node goes on.", out)
+        primary.release(now, out)
+        if self._stopping_since is not None:
+            self._stop_primary(now, out)
+
+    def _stop_primary(self, now: Instant, out: list[Effect]) -> None:
+        assert self.primary is not None
+        self.primary.attachments.close_all("not-primary", "This node is stopping.", out)
+        for leg in self.primary.legs.values():
+            leg.close("stopping", out)
+        self.ctx.peers.revoke(self.ctx.record.volume)
+        self.primary = self.keeper = self.healing = None
+        self._stop(out)
+
+    def _leave(self, now: Instant, out: list[Effect]) -> None:
+        """A replica tells the primary, then waits a moment for the record to say so."""
+        replica = self.replica
+        assert self._stopping_since is not None
+        if replica.link is not None and not replica.leaving:
+            replica.leaving = True
+            failed = CopyFailed(self.ctx.epoch, FaultReason.REMOVED.value, "its node is stopping")
+            out.append(ev.Send(replica.link, (failed,)))
+        if replica.link is None or now.mono - self._stopping_since > 1.0:
+            self._stop(out)
+
+    def _stop(self, out: list[Effect]) -> None:
+        ctx = self.ctx
+        ctx.peers.unfollow(ctx.record.volume)
+        for copy, bitmap in ctx.absent.items():
+            out.append(ev.SaveDirty(copy, bitmap.to_bytes()))
+        clean = (
+            self.role is not Role.FAILED
+            and ctx.disk.idle
+            and not ctx.disk.window
+            and not ctx.disk.pinned
+        )
+        self.role = Role.STOPPED
+        out.append(
+            ev.Stopped(
+                attrs.evolve(
+                    ctx.superblock,
+                    applied=ctx.disk.applied,
+                    durable=ctx.disk.applied if clean else ctx.disk.durable,
+                    clean=clean,
+                )
+            )
+        )
+
+    # -- time -------------------------------------------------------------------------------------------
+
+    @property
+    def deadline(self) -> float:
+        """The monotonic time at which to step with `Tick` though nothing else has happened."""
+        return self._next_tick
+
+    def _tick_after(self, now: Instant) -> float:
+        if self._stopping_since is not None or self._handover is not None:
+            return BUSY_TICK_S
+        primary = self.primary
+        if primary is None:
+            if self.role is Role.CANDIDATE:
+                return BUSY_TICK_S
+            mine = self.ctx.me
+            if mine is None or mine.state is not CopyState.IN_SYNC:
+                return IDLE_TICK_S
+            return max(BUSY_TICK_S, min(self._stand_at() - now.mono, 2.5))
+        settled = primary.serving and primary.idle and primary.commit >= primary.told_commit
+        if settled and all(
+            leg.phase is Phase.STREAMING and leg.in_sync for leg in primary.legs.values()
+        ):
+            return IDLE_TICK_S
+        if any(leg.in_sync and leg.phase is not Phase.STREAMING for leg in primary.legs.values()):
+            return BUSY_TICK_S
+        return BUSY_TICK_S if not settled else IDLE_TICK_S
+
+
+def _data_extents(event: ev.MapDone) -> list[tuple[int, int]]:
+    extents, offset = [], 0
+    for extent in event.extents:
+        if not extent.is_hole:
+            extents.append((offset, extent.length))
+        offset += extent.length
+    return extents

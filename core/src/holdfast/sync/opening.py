@@ -1,0 +1,102 @@
+"""From what is on disk to a group member: the same for the node and for the simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from holdfast.interfaces.copy import Superblock
+from holdfast.model import GroupRecord, VolumeSpec
+from holdfast.sync.bitmap import Bitmap
+from holdfast.sync.context import Context
+from holdfast.sync.delta import mark_extents
+from holdfast.sync.disk import DiskQueue
+from holdfast.sync.healing import PolicyOf
+from holdfast.sync.member import GroupMember
+from holdfast.sync.peers import Peers
+from holdfast.units import REGION_BYTES, CopyId, NodeName, chunks_of
+
+
+def open_member(
+    *,
+    node: NodeName,
+    process: str,
+    boot: str,
+    superblock: Superblock,
+    was_clean: bool,
+    rebooted: bool,
+    fresh: bool,
+    marked_regions: Collection[int],
+    dirty_maps: Mapping[CopyId, bytes],
+    record: GroupRecord,
+    version: int,
+    spec: VolumeSpec,
+    peers: Peers,
+    policy_of: PolicyOf,
+    now: float,
+) -> GroupMember:
+    """Return the member for a copy that was just opened.
+
+    After an unclean stop the window is gone and the regions with write intent stand for it: they are
+    pinned until the copies are equal again, and every dirty map that was kept is widened by them,
+    because its last changes may not have reached the disk.
+
+    Args:
+        node: This node.
+        process: This process' session.
+        boot: The machine's boot id.
+        superblock: As on disk; the caller has already saved it with `clean` false and `boot` set.
+        was_clean: Whether the superblock said `clean` before that.
+        rebooted: Whether the boot id had changed.
+        fresh: Whether the copy was just made.
+        marked_regions: Regions with write intent on disk.
+        dirty_maps: The dirty maps on disk.
+        record: The group record in force.
+        version: Its version.
+        spec: The volume's specification.
+        peers: The node's heartbeats.
+        policy_of: Makes the policy of a specification.
+        now: Monotonic time.
+    """
+    unclean = not was_clean and not fresh
+    disk = DiskQueue(
+        marked=set(marked_regions),
+        pinned=set(marked_regions) if unclean else set(),
+        applied=superblock.applied,
+        durable=superblock.durable,
+        submitted=superblock.applied,
+        commit=superblock.applied,
+    )
+    if not unclean:
+        # Marks that a clean stop left are only waiting to be cleared.
+        for region in marked_regions:
+            disk.touch(region)
+    chunks = chunks_of(spec.size_bytes)
+    absent: dict[CopyId, Bitmap] = {}
+    for copy, raw in dirty_maps.items():
+        bitmap = Bitmap.from_bytes(raw, chunks)
+        mark_extents(
+            bitmap,
+            [(region * REGION_BYTES, REGION_BYTES) for region in disk.pinned],
+            spec.size_bytes,
+        )
+        absent[copy] = bitmap
+    ctx = Context(
+        cluster=superblock.cluster,
+        node=node,
+        process=process,
+        boot=boot,
+        copy=superblock.copy,
+        superblock=superblock,
+        record=record,
+        version=version,
+        spec=spec,
+        peers=peers,
+        disk=disk,
+        restarted_unclean=unclean,
+        rebooted=rebooted and unclean,
+        fresh=fresh,
+        absent=absent,
+        saved_epoch=superblock.epoch,
+    )
+    peers.follow(record.volume, superblock.epoch, record.primary_member.node)
+    return GroupMember(ctx, policy_of, started_at=now)

@@ -1,0 +1,229 @@
+"""Heartbeats between nodes, and the leases that they renew (R5).
+
+One heartbeat goes from a node to each node that holds an in-sync copy of a group whose primary is
+here; it renews the leases of all those groups at once, so that a thousand idle volumes cost no more
+than one. The *lease set* names the groups and their epochs; it travels when it changes, and its
+version with every beat. The answer lists the groups that the receiver does not grant.
+
+Safety, in one paragraph. A holds a lease on B for (volume, epoch) until `lease_s` after the moment at
+which A *sent* the last beat that B answered without refusing that group. B tries to take over only
+`lease_s + margin_s` after it *received* the last beat that named the group at an epoch not below its
+own, which is later; and once B has decided to, it refuses. Each side uses its own monotonic clock for
+one interval of a few seconds; only a difference in rate of `margin_s / lease_s` could confuse them.
+"""
+
+from __future__ import annotations
+
+from attrs import define, field
+
+from holdfast.messages import Heartbeat, HeartbeatAnswer
+from holdfast.units import Epoch, NodeName, VolumeId
+
+NEVER = float("-inf")
+
+
+@define
+class Timing:
+    """The intervals of failure detection, in seconds."""
+
+    heartbeat_s: float = 0.5
+    lease_s: float = 2.0
+    margin_s: float = 1.0
+    ack_timeout_s: float = 8.0
+    """For a copy whose heartbeats live but whose acks stand still; twice this for the last one."""
+    gone_s: float = 0.25
+    """A copy whose process refuses connections for this long is lost."""
+
+
+@define
+class _Outgoing:
+    """What we send to one node as primary of some groups."""
+
+    version: int = 0
+    leases: dict[VolumeId, tuple[Epoch, int]] = field(factory=dict)
+    """Volume to (epoch, the version of the set that first had it)."""
+    number: int = 0
+    sent: dict[int, float] = field(factory=dict)
+    answered_at: float = NEVER
+    """When the last answered beat was sent."""
+    answered_version: int = -1
+    told_version: int = -1
+    refused: dict[VolumeId, Epoch] = field(factory=dict)
+    connected: bool = False
+    due_at: float = NEVER
+
+
+@define
+class _Incoming:
+    """What a node has told us as primary of some groups."""
+
+    session: str = ""
+    heard_at: float = NEVER
+    version: int = -1
+    leases: dict[VolumeId, Epoch] = field(factory=dict)
+    until: dict[VolumeId, float] = field(factory=dict)
+    """When a volume that left the set was last named."""
+
+
+@define
+class Peers:
+    """All heartbeats of one node. Methods take the monotonic time as `now`."""
+
+    node: NodeName
+    timing: Timing = field(factory=Timing)
+    _out: dict[NodeName, _Outgoing] = field(factory=dict)
+    _in: dict[NodeName, _Incoming] = field(factory=dict)
+    _follows: dict[VolumeId, tuple[Epoch, NodeName | None]] = field(factory=dict)
+
+    # -- as primary ---------------------------------------------------------------------------
+
+    def grant(self, node: NodeName, volume: VolumeId, epoch: Epoch) -> None:
+        """Ask `node` to renew our lease on (volume, epoch) from now on."""
+        peer = self._out.setdefault(node, _Outgoing())
+        have = peer.leases.get(volume)
+        if have is None or have[0] != epoch:
+            peer.version += 1
+            peer.leases[volume] = (epoch, peer.version)
+            peer.refused.pop(volume, None)
+            peer.due_at = NEVER
+
+    def revoke(self, volume: VolumeId, *, keep: frozenset[NodeName] = frozenset()) -> None:
+        """Ask no node but those in `keep` to renew our lease on `volume` any longer."""
+        for node, peer in self._out.items():
+            if node not in keep and volume in peer.leases:
+                del peer.leases[volume]
+                peer.refused.pop(volume, None)
+                peer.version += 1
+
+    def valid_until(self, node: NodeName, volume: VolumeId) -> float:
+        """Return until when `node` has promised not to take over `volume`; -inf: no promise."""
+        peer = self._out.get(node)
+        if peer is None:
+            return NEVER
+        lease = peer.leases.get(volume)
+        if lease is None or volume in peer.refused or lease[1] > peer.answered_version:
+            return NEVER
+        return peer.answered_at + self.timing.lease_s
+
+    def answered_at(self, node: NodeName) -> float:
+        """Return when the last beat that `node` answered was sent; -inf: none."""
+        peer = self._out.get(node)
+        return NEVER if peer is None else peer.answered_at
+
+    def targets(self) -> tuple[NodeName, ...]:
+        """Return the nodes to which a peer link is wanted."""
+        return tuple(node for node, peer in self._out.items() if peer.leases)
+
+    def on_connected(self, node: NodeName) -> None:
+        """A peer link to `node` stands."""
+        peer = self._out.setdefault(node, _Outgoing())
+        peer.connected = True
+        peer.told_version = -1
+        peer.sent.clear()
+        peer.due_at = NEVER
+
+    def on_disconnected(self, node: NodeName) -> None:
+        """The peer link to `node` is gone; promises already made run on."""
+        peer = self._out.get(node)
+        if peer is not None:
+            peer.connected = False
+            peer.sent.clear()
+
+    def due(self, now: float) -> list[tuple[NodeName, Heartbeat]]:
+        """Return the heartbeats to send now."""
+        beats = []
+        for node, peer in self._out.items():
+            if not peer.connected or not peer.leases or peer.due_at > now:
+                continue
+            peer.due_at = now + self.timing.heartbeat_s
+            peer.number += 1
+            peer.sent[peer.number] = now
+            leases = None
+            if peer.told_version != peer.version:
+                leases = tuple((volume, lease[0]) for volume, lease in peer.leases.items())
+                peer.told_version = peer.version
+            beats.append((node, Heartbeat(peer.number, peer.version, leases, 0.0)))
+        return beats
+
+    def next_due(self) -> float:
+        """Return when `due` will have something; +inf: not until something changes."""
+        times = [p.due_at for p in self._out.values() if p.connected and p.leases]
+        return min(times, default=float("inf"))
+
+    def on_answer(self, node: NodeName, answer: HeartbeatAnswer) -> list[tuple[VolumeId, Epoch]]:
+        """Take an answer; return the groups that were newly refused and the epoch known there."""
+        peer = self._out.get(node)
+        sent_at = None if peer is None else peer.sent.pop(answer.number, None)
+        if peer is None or sent_at is None:
+            return []
+        for number in [n for n in peer.sent if n < answer.number]:
+            del peer.sent[number]
+        if answer.version < 0:
+            peer.told_version = -1
+            peer.due_at = NEVER
+            return []
+        refused = {
+            volume: epoch
+            for volume, epoch in answer.refused
+            if volume in peer.leases and peer.leases[volume][1] <= answer.version
+        }
+        news = [(v, e) for v, e in refused.items() if peer.refused.get(v) != e]
+        peer.refused = refused
+        peer.answered_at = max(peer.answered_at, sent_at)
+        peer.answered_version = max(peer.answered_version, answer.version)
+        return news
+
+    # -- as the node of other copies ------------------------------------------------------------
+
+    def follow(self, volume: VolumeId, epoch: Epoch, primary_node: NodeName | None) -> None:
+        """Say whom the local copy of `volume` follows; None: nobody (it is a candidate, or fenced)."""
+        self._follows[volume] = (epoch, primary_node)
+
+    def unfollow(self, volume: VolumeId) -> None:
+        """There is no local copy of `volume` any longer."""
+        self._follows.pop(volume, None)
+
+    def on_heartbeat(
+        self, node: NodeName, session: str, beat: Heartbeat, now: float
+    ) -> HeartbeatAnswer:
+        """Take a heartbeat and return its answer."""
+        peer = self._in.setdefault(node, _Incoming())
+        if peer.session != session:
+            peer = self._in[node] = _Incoming(session=session)
+        if beat.leases is not None:
+            leases = dict(beat.leases)
+            for volume in peer.leases.keys() - leases.keys():
+                peer.until[volume] = peer.heard_at
+            peer.leases = leases
+            peer.version = beat.version
+        if peer.version != beat.version:
+            return HeartbeatAnswer(beat.number, -1, (), 0.0)
+        peer.heard_at = now
+        refused = []
+        for volume, epoch in peer.leases.items():
+            mine = self._follows.get(volume)
+            if mine is None:
+                refused.append((volume, Epoch(0)))
+            elif epoch < mine[0] or (epoch == mine[0] and mine[1] != node):
+                refused.append((volume, mine[0]))
+        return HeartbeatAnswer(beat.number, beat.version, tuple(refused), 0.0)
+
+    def heard_at(self, volume: VolumeId) -> float:
+        """Return when the primary that the local copy of `volume` follows was last heard."""
+        epoch, node = self._follows.get(volume, (Epoch(0), None))
+        peer = None if node is None else self._in.get(node)
+        if peer is None:
+            return NEVER
+        named = peer.leases.get(volume)
+        if named is not None and named >= epoch:
+            return peer.heard_at
+        return peer.until.get(volume, NEVER)
+
+    def heard_process(self, node: NodeName, session: str, now: float) -> bool:
+        """Return whether the process `session` of `node` was heard within the lease."""
+        peer = self._in.get(node)
+        return (
+            peer is not None
+            and peer.session == session
+            and now - peer.heard_at <= self.timing.lease_s
+        )

@@ -1,0 +1,88 @@
+"""Where a new copy goes, as a pure function that keeps its reasons.
+
+Nodes that are up, not cordoned, not compute-only, without a copy of this group and with room; among
+those the best by free space, copies held and topology. Each choice or refusal is kept as a sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from attrs import field, frozen
+
+from holdfast.model import NodeRecord
+from holdfast.units import GIB, NodeName, format_size
+
+KEPT_FREE_BYTES = GIB
+"""StorageOS 2.2 keeps 1 GiB free on each data directory; the least that a full disk needs to heal."""
+
+
+@frozen
+class Placement:
+    """The outcome for one new copy."""
+
+    node: NodeName | None
+    reasons: Mapping[NodeName, str] = field(factory=dict)
+    """A sentence for every node that was looked at."""
+
+
+def place(
+    nodes: Mapping[NodeName, NodeRecord],
+    *,
+    size_bytes: int,
+    taken: Collection[NodeName],
+    spread: str = "",
+    overcommit: float = 0.0,
+    extra: Mapping[NodeName, float] | None = None,
+) -> Placement:
+    """Choose a node for one more copy.
+
+    Args:
+        nodes: The nodes whose sessions live.
+        size_bytes: The volume's size.
+        taken: Nodes that hold a copy of the group, or may not be used.
+        spread: A node label whose values should differ between copies; empty: none.
+        overcommit: How far promised bytes may exceed the capacity; 0: not limited (thin).
+        extra: Points of placement hooks, added to the score.
+
+    Returns:
+        The choice with the reason for every node.
+    """
+    reasons: dict[NodeName, str] = {}
+    best: tuple[float, NodeName] | None = None
+    zones = {nodes[n].labels.get(spread) for n in taken if n in nodes} if spread else set()
+    for name in sorted(nodes):
+        node = nodes[name]
+        refusal = _refusal(node, size_bytes, taken, overcommit)
+        if refusal:
+            reasons[name] = refusal
+            continue
+        capacity = max(1, node.capacity_bytes)
+        score = node.free_bytes / capacity * 10 - node.copies
+        if spread and node.labels.get(spread) not in zones:
+            score += 1000.0
+        score += (extra or {}).get(name, 0.0)
+        reasons[name] = f"fits, score {score:.1f}"
+        # Names break ties, so that two observers of the same nodes choose alike.
+        if best is None or score > best[0]:
+            best = (score, name)
+    if best is None:
+        return Placement(None, reasons)
+    reasons[best[1]] += ", chosen"
+    return Placement(best[1], reasons)
+
+
+def _refusal(
+    node: NodeRecord, size_bytes: int, taken: Collection[NodeName], overcommit: float
+) -> str:
+    if node.name in taken:
+        return "already holds a copy of this group"
+    if node.cordoned:
+        return "is cordoned"
+    if node.compute_only:
+        return "is compute-only"
+    if node.free_bytes <= KEPT_FREE_BYTES:
+        return f"has {format_size(node.free_bytes)} free, and 1 GiB must stay free"
+    if overcommit and node.promised_bytes + size_bytes > node.capacity_bytes * (1 + overcommit):
+        return f"has promised {format_size(node.promised_bytes)} of its capacity already"
+    return ""

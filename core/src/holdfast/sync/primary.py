@@ -1,0 +1,384 @@
+"""The primary role: order writes, count acknowledgements, answer consumers.
+
+The path of one write, which is the whole hot path: a batch of requests arrives on a session; each
+write takes the next sequence; one `Batch` goes to every leg and one `ApplyOps` to the local disk; as
+acknowledgements arrive the *commit* rises to the lowest sequence that every in-sync copy has applied;
+what is at or below it is answered. Nothing here allocates per request beyond the `Op` itself and an
+entry in a deque.
+
+What freezes acknowledgements needs no flag: a failed leg stops acknowledging, so the commit cannot
+pass it until the record says that the copy is out (R2). `healing.py` decides which record to ask for.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Sequence
+
+from attrs import define, field
+
+from holdfast.messages import (
+    Batch,
+    EpochChange,
+    Op,
+    OpKind,
+    Reply,
+    Request,
+    RequestFlag,
+    RequestKind,
+)
+from holdfast.model import Access
+from holdfast.sync.attachments import Attachments
+from holdfast.sync.context import Context
+from holdfast.sync.delta import SyncJob
+from holdfast.sync.events import Effect, Instant, LinkId, SendReplies, ServeReads
+from holdfast.sync.leg import Leg, Phase, batch_bytes
+from holdfast.units import REQUEST_BYTES_MAX, SECTOR_BYTES, CopyId
+from holdfast.units import Sequence as Position
+
+_READ, _WRITE, _FLUSH = int(RequestKind.READ), int(RequestKind.WRITE), int(RequestKind.FLUSH)
+_DISCARD, _ZERO = int(RequestKind.DISCARD), int(RequestKind.ZERO)
+_EXTENTS = int(RequestKind.EXTENTS)
+_FUA, _NO_HOLE = int(RequestFlag.FUA), int(RequestFlag.NO_HOLE)
+_OP_WRITE, _OP_FLUSH = int(OpKind.WRITE), int(OpKind.FLUSH)
+_OP_DISCARD, _OP_ZERO = int(OpKind.DISCARD), int(OpKind.ZERO)
+_OP_FLUSH_ENTRY = Op(_OP_FLUSH, 0, 0)
+_MISALIGNED = SECTOR_BYTES - 1
+_ERRNOS = {
+    Access.READ_ONLY: (0, errno.EPERM),
+    Access.ERROR: (0, errno.EIO),
+    Access.NONE: (errno.EIO, errno.EIO),
+}
+"""Access to (errno of reads, errno of writes); what is not listed is served or waits."""
+
+
+@define
+class PrimaryRole:
+    """The copy that orders writes and serves reads."""
+
+    ctx: Context
+    attachments: Attachments
+    serving: bool = False
+    """Reconciled; requests are taken."""
+    next: Position = Position(1)
+    """The sequence of the next operation."""
+    commit: Position = Position(0)
+    """Every copy that acknowledgements need has applied everything up to here."""
+    durable: Position = Position(0)
+    """The same for stable storage."""
+    written: Position = Position(0)
+    """The last sequence that changed data."""
+    legs: dict[CopyId, Leg] = field(factory=dict)
+    holds: int = 0
+    """While positive, writes wait: a run is read for a sync, or a handover drains."""
+    reconciling: bool = False
+    """The reconcile jobs were made: every in-sync copy had presented itself."""
+    draining: bool = False
+    """One of the holds is a handover's."""
+    stopped: bool = False
+    """Deposed or handing over: nothing is acknowledged or read any more."""
+    told_commit: Position = Position(0)
+    _held: deque[tuple[LinkId, Request]] = field(factory=deque)
+    _pending: deque[tuple[Position, LinkId, int]] = field(factory=deque)
+    """Writes by sequence: (sequence, session link, request id)."""
+    _flushes: deque[tuple[Position, LinkId, int]] = field(factory=deque)
+    _reads: list[tuple[Position, LinkId, Request]] = field(factory=list)
+    """Reads that overlap unacknowledged writes, or wait for the lease (I5)."""
+    _required: tuple[Leg, ...] = ()
+    foreground_at: float = 0.0
+    """When a consumer last wrote; sync yields to that."""
+
+    # -- consumers --------------------------------------------------------------------------------
+
+    def on_requests(
+        self, link: LinkId, requests: Sequence[Request], now: Instant, out: list[Effect]
+    ) -> None:
+        """Take a batch of requests of one open session."""
+        reads: list[Request] | None = None
+        writes: list[Request] | None = None
+        for request in requests:
+            if request.kind == _READ or request.kind == _EXTENTS:
+                if reads is None:
+                    reads = []
+                reads.append(request)
+            else:
+                if writes is None:
+                    writes = []
+                writes.append(request)
+        if writes is not None:
+            held = self.holds or self._held or self.stopped
+            if held or self.ctx.record.access is not Access.READ_WRITE:
+                self._hold_or_refuse(link, writes, now, out)
+            else:
+                self._write(link, writes, now, out)
+        if reads is not None:
+            self._read(link, reads, now, out)
+
+    def _write(
+        self, link: LinkId, requests: Sequence[Request], now: Instant, out: list[Effect]
+    ) -> None:
+        ctx = self.ctx
+        size = ctx.spec.size_bytes
+        first = sequence = self.next
+        ops: list[Op] = []
+        size_bytes = 0
+        flush_wanted: list[int] | None = None
+        pending = self._pending
+        for request_id, kind, flags, offset, length, data in requests:
+            if kind == _FLUSH:
+                if flush_wanted is None:
+                    flush_wanted = []
+                flush_wanted.append(request_id)
+                continue
+            if (
+                (offset | length) & _MISALIGNED
+                or length <= 0
+                or offset + length > size
+                or (length > REQUEST_BYTES_MAX and kind == _WRITE)
+            ):
+                out.append(SendReplies(link, (Reply(request_id, _fault(offset, length, size)),)))
+                continue
+            if kind == _WRITE:
+                ops.append(Op(_OP_WRITE, offset, length, data))
+                size_bytes += length
+            elif kind == _DISCARD or (kind == _ZERO and not flags & _NO_HOLE):
+                ops.append(Op(_OP_DISCARD, offset, length))
+            elif kind == _ZERO:
+                ops.append(Op(_OP_ZERO, offset, length))
+            else:
+                out.append(SendReplies(link, (Reply(request_id, errno.EINVAL),)))
+                continue
+            if flags & _FUA:
+                if flush_wanted is None:
+                    flush_wanted = []
+                flush_wanted.append(request_id)
+            else:
+                pending.append((sequence, link, request_id))
+            sequence = Position(sequence + 1)
+        if ops:
+            self.written = Position(sequence - 1)
+        if flush_wanted is not None:
+            if self.written <= self.durable and not ops:
+                # Nothing was written since the last flush that reached every copy.
+                out.append(SendReplies(link, [Reply(i, 0) for i in flush_wanted]))
+            else:
+                # One flush covers the batch.
+                ops.append(_OP_FLUSH_ENTRY)
+                for request_id in flush_wanted:
+                    self._flushes.append((sequence, link, request_id))
+        if ops:
+            self.foreground_at = now.mono
+            self._emit(first, ops, size_bytes, now, out)
+
+    def _emit(
+        self, first: Position, ops: list[Op], size_bytes: int, now: Instant, out: list[Effect]
+    ) -> None:
+        """Send a batch to every streaming copy and to the local disk."""
+        ctx = self.ctx
+        self.next = Position(first + len(ops))
+        batch = Batch(ctx.epoch, first, self.commit, ops)
+        self.told_commit = self.commit
+        for leg in self.legs.values():
+            if leg.phase is Phase.STREAMING or leg.in_sync:
+                leg.stream(batch, size_bytes, now.mono, out)
+        if ctx.absent:
+            ctx.mark_absent(ops)
+        ctx.disk.submit(first, ops, now.mono, out)
+
+    def _hold_or_refuse(
+        self, link: LinkId, requests: Sequence[Request], now: Instant, out: list[Effect]
+    ) -> None:
+        denied = _ERRNOS.get(self.ctx.record.access)
+        if denied is None or self.stopped:
+            self._held.extend((link, request) for request in requests)
+            return
+        flushes = [r for r in requests if r.kind == _FLUSH]
+        refused = [Reply(r.id, denied[1]) for r in requests if r.kind != _FLUSH]
+        if refused:
+            out.append(SendReplies(link, refused))
+        if flushes:
+            # A flush of what was acknowledged before is a promise that still holds.
+            self._write(link, flushes, now, out)
+
+    def release(self, now: Instant, out: list[Effect]) -> None:
+        """Take up the writes that were held, if nothing holds them any longer."""
+        access = self.ctx.record.access
+        if self.holds or access is Access.SUSPENDED or not self._held or self.stopped:
+            return
+        held, self._held = self._held, deque()
+        while held:
+            link = held[0][0]
+            run = []
+            while held and held[0][0] == link:
+                run.append(held.popleft()[1])
+            if link in self.attachments.open:
+                if access is Access.READ_WRITE:
+                    self._write(link, run, now, out)
+                else:
+                    self._hold_or_refuse(link, run, now, out)
+
+    def _read(self, link: LinkId, requests: list[Request], now: Instant, out: list[Effect]) -> None:
+        denied = _ERRNOS.get(self.ctx.record.access)
+        if denied is not None and denied[0]:
+            out.append(SendReplies(link, [Reply(r.id, denied[0]) for r in requests]))
+            return
+        size = self.ctx.spec.size_bytes
+        ready: list[Request] = []
+        lease = self.lease_until() > now.mono and not self.stopped
+        window = self.ctx.disk.window if self.commit < self.next - 1 else ()
+        for request in requests:
+            offset, length = request.offset, request.length
+            if (
+                (offset | length) & _MISALIGNED
+                or length <= 0
+                or offset + length > size
+                or (length > REQUEST_BYTES_MAX and request.kind == _READ)
+            ):
+                out.append(SendReplies(link, (Reply(request.id, errno.EINVAL),)))
+                continue
+            after = Position(0)
+            for sequence, start, count in window:
+                if start < offset + length and offset < start + count:
+                    after = sequence
+            if lease and after <= self.commit:
+                ready.append(request)
+            else:
+                self._reads.append((after, link, request))
+        if ready:
+            out.append(ServeReads(link, ready))
+
+    # -- acknowledgements -------------------------------------------------------------------------
+
+    def advance(self, now: Instant, out: list[Effect]) -> None:
+        """Raise the commit as far as acknowledgements allow, and answer what it covers (R1)."""
+        if not self.serving:
+            # Until the copies are equal, nothing may leave anybody's window.
+            return
+        disk = self.ctx.disk
+        commit, durable = disk.applied, disk.durable
+        for leg in self._required:
+            commit = min(commit, leg.applied)
+            durable = min(durable, leg.durable)
+        self.commit = max(self.commit, commit)
+        self.durable = max(self.durable, durable)
+        if not (self._pending or self._flushes or self._reads):
+            if self.commit > disk.commit:
+                disk.advance_commit(self.commit)
+            return
+        if self.stopped or self.lease_until() <= now.mono:
+            return
+        self._answer(out)
+        disk.advance_commit(self.commit)
+
+    def _answer(self, out: list[Effect]) -> None:
+        replies: list[Reply] = []
+        to: LinkId | None = None
+        for queue, limit in ((self._pending, self.commit), (self._flushes, self.durable)):
+            while queue and queue[0][0] <= limit:
+                _, link, request_id = queue.popleft()
+                if link != to:
+                    if replies and to is not None:
+                        out.append(SendReplies(to, replies))
+                        replies = []
+                    to = link
+                replies.append(Reply(request_id, 0))
+        if replies and to is not None:
+            out.append(SendReplies(to, replies))
+        if self._reads:
+            waiting, self._reads = self._reads, []
+            for entry in waiting:
+                if entry[0] <= self.commit:
+                    out.append(ServeReads(entry[1], (entry[2],)))
+                else:
+                    self._reads.append(entry)
+
+    def lease_until(self) -> float:
+        """Return until when this primary may answer (R5); +inf while it needs nobody."""
+        ctx = self.ctx
+        until = float("inf")
+        for leg in self._required:
+            if leg.in_sync:
+                valid = ctx.peers.valid_until(leg.node, ctx.record.volume)
+                until = min(until, valid)
+        return until
+
+    def require(self) -> None:
+        """Work out anew whose acknowledgements are needed, after a change of record or leg."""
+        self._required = tuple(leg for leg in self.legs.values() if leg.in_sync or leg.joining)
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything that consumers asked for has been answered."""
+        return not (self._pending or self._flushes)
+
+    def others_in_sync(self) -> int:
+        """Return how many other copies acknowledgements need."""
+        return sum(1 for leg in self._required if leg.in_sync)
+
+    # -- sync -------------------------------------------------------------------------------------
+
+    def push_to(self, leg: Leg, ops: list[Op], now: Instant, out: list[Effect]) -> Position:
+        """Send operations to one copy alone; they take sequences like any others."""
+        first = self.next
+        self.next = Position(first + len(ops))
+        batch = Batch(self.ctx.epoch, first, self.commit, ops)
+        leg.push(batch, batch_bytes(batch), now.mono, out)
+        # The local copy has nothing to do for these; its position must not hold the commit back.
+        disk = self.ctx.disk
+        if disk.idle:
+            disk.applied = disk.submitted = Position(self.next - 1)
+        return first
+
+    def tell_commit(self, now: Instant, out: list[Effect]) -> None:
+        """Let idle copies know the commit, so that their windows empty."""
+        if self.commit > self.told_commit and self.idle:
+            self.told_commit = self.commit
+            batch = Batch(self.ctx.epoch, self.next, self.commit, ())
+            for leg in self.legs.values():
+                leg.send(batch, out)
+
+    def announce(self, out: list[Effect]) -> None:
+        """Tell every streaming copy the epoch and record in force (R2)."""
+        change = EpochChange(self.ctx.epoch, self.ctx.record.to_bytes())
+        for leg in self.legs.values():
+            # A leg that is cut has batches to send again, and they must carry the new epoch.
+            leg.change_epoch(change, out)
+
+    def reconcile_jobs(self, now: Instant) -> None:
+        """Give every in-sync leg its reconcile job; all of them have presented themselves (R6)."""
+        ctx = self.ctx
+        self.reconciling = True
+        in_sync = [leg for leg in self.legs.values() if leg.in_sync]
+        extents = list(ctx.disk.suspects())
+        positions = [ctx.disk.submitted]
+        for leg in in_sync:
+            assert leg.identity is not None
+            extents.extend(leg.identity.suspects)
+            positions.append(leg.identity.applied)
+        before = Position(max(positions))
+        self.next = Position(before + 1)
+        self.written = before
+        ctx.disk.applied = ctx.disk.submitted = before
+        for leg in in_sync:
+            assert leg.identity is not None
+            leg.restart_at(before)
+            leg.phase = Phase.STREAMING
+            leg.process = leg.identity.session
+            leg.progress_at = now.mono
+            leg.job = SyncJob.confirming("reconcile", ctx.spec.size_bytes, extents, None, now.mono)
+            leg.equal = False
+        # An absent copy may hold other bytes there, whichever version has won.
+        ops = [Op(OpKind.ZERO, offset, length) for offset, length in _clip(extents, ctx)]
+        ctx.mark_absent(ops)
+
+
+def _clip(extents: Sequence[tuple[int, int]], ctx: Context) -> list[tuple[int, int]]:
+    size = ctx.spec.size_bytes
+    return [(o, min(length, size - o)) for o, length in extents if o < size]
+
+
+def _fault(offset: int, length: int, size: int) -> int:
+    if (offset | length) & _MISALIGNED or length <= 0 or length > REQUEST_BYTES_MAX:
+        return errno.EINVAL
+    return errno.ENOSPC if offset + length > size else errno.EINVAL

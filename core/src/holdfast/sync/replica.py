@@ -1,0 +1,246 @@
+"""The replica role: apply the primary's stream in order and say what is applied and durable.
+
+A replica decides nothing about the group. It fences (R3), keeps its window (R6), presents its
+identity (R8), marks intent before data (R10, in `DiskQueue`) and acknowledges cumulatively. No
+acknowledgement leaves before the epoch that it speaks for is durable in the superblock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import assert_never
+
+from attrs import define, field
+
+from holdfast.errors import FaultReason
+from holdfast.messages import (
+    Ack,
+    Attach,
+    Attached,
+    Batch,
+    BeginSync,
+    CopyFailed,
+    EpochChange,
+    HashAnswer,
+    HashQuery,
+    Message,
+    ReadAnswer,
+    ReadQuery,
+    Refused,
+    SyncBegun,
+)
+from holdfast.model import CopyState, GroupRecord
+from holdfast.sync.context import Context
+from holdfast.sync.events import CloseLink, Effect, HashDisk, Instant, LinkId, ReadDisk, Send
+from holdfast.units import Epoch
+from holdfast.units import Sequence as Position
+
+StreamMessage = Batch | EpochChange | BeginSync | HashQuery | ReadQuery
+
+
+@define
+class ReplicaRole:
+    """One copy that follows a primary."""
+
+    ctx: Context
+    heard_since: float
+    """Monotonic time from which silence of the primary counts, if it has not been heard since."""
+    link: LinkId | None = None
+    received: Position = Position(0)
+    """Every operation of the stream up to here was taken; duplicates after a resume are skipped."""
+    promoted: bool = False
+    """The record that arrived on the stream names this copy as primary (handover)."""
+    leaving: bool = False
+    """The primary was told that this node is stopping."""
+    _session: str = ""
+    """The primary's process, for resuming."""
+    _greeting: bool = False
+    _begun: bool = False
+    _streaming: bool = False
+    """Sequences mean something to the primary: in sync, or a sync has begun. Before that, an
+    acknowledgement in the numbering of an older stream would vouch for what never arrived."""
+    _acked: tuple[Position, Position] = (Position(-1), Position(-1))
+    _answers: dict[int, tuple[int, bool]] = field(factory=dict)
+    """Disk token to (query id, whether it is a read)."""
+
+    def on_attach(
+        self, link: LinkId, hello: Attach, record: GroupRecord, now: Instant, out: list[Effect]
+    ) -> None:
+        """Follow the primary behind `link`; its epoch was found not to be stale."""
+        ctx = self.ctx
+        if self.link is not None and self.link != link:
+            out.append(CloseLink(self.link, "the primary has opened a newer link"))
+        self.link = link
+        self.heard_since = now.mono
+        self._acked = (Position(-1), Position(-1))
+        self._begun = False
+        self._answers.clear()
+        if not hello.resume or hello.session != self._session:
+            self.received = ctx.disk.submitted
+        self._session = hello.session
+        self._take_record(record, hello.epoch, out)
+        mine = ctx.me
+        self._streaming = mine is not None and mine.state is CopyState.IN_SYNC
+        self._greeting = True
+        self._greet(out)
+
+    def on_link_lost(self) -> None:
+        """The stream is cut; what it brought stays in the window."""
+        self.link = None
+        self._greeting = self._begun = False
+        self._answers.clear()
+
+    def on_messages(
+        self, messages: Sequence[StreamMessage], now: Instant, out: list[Effect]
+    ) -> None:
+        """Take messages of the stream, in order."""
+        ctx = self.ctx
+        for message in messages:
+            if message.epoch < ctx.epoch:
+                self._refuse(ctx.refused("stale-epoch", f"This copy knows epoch {ctx.epoch}."), out)
+                return
+            if isinstance(message, EpochChange):
+                record = GroupRecord.from_bytes(message.record)
+                self._take_record(record, message.epoch, out)
+                if record.primary == ctx.copy:
+                    self.promoted = True
+                    return
+            elif message.epoch > ctx.epoch:
+                self._refuse(
+                    Refused("protocol", "The epoch rose without an epoch change.", ctx.epoch), out
+                )
+                return
+            elif isinstance(message, Batch):
+                self._on_batch(message, now, out)
+            elif isinstance(message, BeginSync):
+                self._on_begin_sync(message, out)
+            elif isinstance(message, HashQuery):
+                token = ctx.token()
+                self._answers[token] = (message.id, False)
+                out.append(HashDisk(token, message.level, message.indexes))
+            elif isinstance(message, ReadQuery):
+                token = ctx.token()
+                self._answers[token] = (message.id, True)
+                out.append(ReadDisk(token, message.offset, message.length))
+            else:
+                assert_never(message)
+
+    def on_answer(self, token: int, data: bytes, out: list[Effect]) -> bool:
+        """Take the outcome of a disk effect; return whether it was ours."""
+        query = self._answers.pop(token, None)
+        if query is None:
+            return False
+        if self.link is not None:
+            query_id, is_read = query
+            answer: Message
+            if is_read:
+                answer = ReadAnswer(self.ctx.epoch, query_id, 0, data)
+            else:
+                answer = HashAnswer(self.ctx.epoch, query_id, data)
+            out.append(Send(self.link, (answer,)))
+        return True
+
+    def on_progress(self, out: list[Effect]) -> None:
+        """Something was applied, flushed or saved: greet or acknowledge as far as that allows."""
+        if self.link is None:
+            return
+        if self._greeting:
+            self._greet(out)
+            return
+        ctx = self.ctx
+        if not ctx.epoch_is_durable:
+            return
+        if self._begun:
+            self._begun = False
+            self._streaming = True
+            out.append(Send(self.link, (SyncBegun(ctx.epoch),)))
+            ctx.disk.unblock(out)
+        acked = (ctx.disk.applied, ctx.disk.durable)
+        if acked != self._acked and self._streaming:
+            self._acked = acked
+            out.append(Send(self.link, (Ack(ctx.epoch, *acked),)))
+
+    def fail(self, reason: FaultReason, sentence: str, out: list[Effect]) -> None:
+        """Tell the primary that this copy cannot go on."""
+        if self.link is not None:
+            out.append(Send(self.link, (CopyFailed(self.ctx.epoch, reason.value, sentence),)))
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _greet(self, out: list[Effect]) -> None:
+        """Answer `Attach` once the epoch is durable and everything taken before is applied."""
+        ctx = self.ctx
+        if self.link is None or not ctx.epoch_is_durable or not ctx.disk.idle:
+            return
+        self._greeting = False
+        self._acked = (ctx.disk.applied, ctx.disk.durable)
+        out.append(
+            Send(
+                self.link,
+                (
+                    Attached(
+                        epoch=ctx.epoch,
+                        incarnation=ctx.superblock.incarnation,
+                        boot=ctx.boot,
+                        session=ctx.process,
+                        state=ctx.superblock.state,
+                        applied=ctx.disk.applied,
+                        durable=ctx.disk.durable,
+                        clean=not ctx.restarted_unclean,
+                        rebooted=ctx.rebooted,
+                        fresh=ctx.fresh,
+                        suspects=tuple(ctx.disk.suspects()),
+                    ),
+                ),
+            )
+        )
+
+    def _take_record(self, record: GroupRecord, epoch: Epoch, out: list[Effect]) -> None:
+        ctx = self.ctx
+        ctx.adopt(record, None, out)
+        mine = ctx.me
+        state = CopyState.OFFLINE if mine is None else mine.state
+        if state is CopyState.OFFLINE and ctx.superblock.state == CopyState.SYNCING.value:
+            # A half-synced copy stays unmistakable on its own disk, whatever it is called elsewhere.
+            state = CopyState.SYNCING
+        if state is CopyState.SYNCING and ctx.superblock.state != CopyState.SYNCING.value:
+            # The mark is written when the sync begins, not when it is planned.
+            state = CopyState(ctx.superblock.state)
+        if state is CopyState.IN_SYNC and ctx.superblock.state == CopyState.SYNCING.value:
+            ctx.disk.release_pins()
+            ctx.restarted_unclean = ctx.rebooted = False
+        ctx.raise_epoch(epoch, state, out)
+        ctx.peers.follow(record.volume, epoch, record.primary_member.node)
+
+    def _on_batch(self, batch: Batch, now: Instant, out: list[Effect]) -> None:
+        ctx = self.ctx
+        first, ops = batch.first, batch.ops
+        if ops:
+            through = first + len(ops) - 1
+            if first <= self.received:
+                ops = ops[self.received + 1 - first :]
+                first = Position(self.received + 1)
+            if ops:
+                self.received = Position(through)
+                if ctx.absent:
+                    ctx.mark_absent(ops)
+                ctx.disk.submit(first, ops, now.mono, out)
+        ctx.disk.advance_commit(min(batch.commit, self.received))
+
+    def _on_begin_sync(self, message: BeginSync, out: list[Effect]) -> None:
+        """Mark this copy as syncing before the first byte of the sync is applied (R8)."""
+        ctx, disk = self.ctx, self.ctx.disk
+        before = Position(message.first - 1)
+        disk.restart_at(before)
+        self.received = before
+        self._begun = True
+        ctx.fresh = False
+        for copy in list(ctx.absent):
+            ctx.forget(copy, out)
+        ctx.save(out, epoch=message.epoch, state=CopyState.SYNCING.value)
+
+    def _refuse(self, refusal: Refused, out: list[Effect]) -> None:
+        if self.link is not None:
+            out.append(Send(self.link, (refusal,)))
+            out.append(CloseLink(self.link, refusal.sentence))
+        self.on_link_lost()
