@@ -1,0 +1,142 @@
+"""The file with the volume's bytes: writes, holes, reads, and nothing about what they mean.
+
+`apply` is on the way of every write of a volume. It issues one system call per run of adjacent
+writes and makes no object per operation beside the list of that run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Final
+
+from holdfast.errors import CopyError, FaultReason
+from holdfast.local.copy import files
+from holdfast.messages import Extent, Op, OpKind, Payload
+from holdfast.units import CHUNK_BYTES
+
+_WRITES: Final = (int(OpKind.WRITE), int(OpKind.SYNC_WRITE))
+_FLUSH: Final = int(OpKind.FLUSH)
+_ZERO: Final = int(OpKind.ZERO)
+
+
+class DataFile:
+    """An open data file of `size_bytes`."""
+
+    __slots__ = ("_fd", "_where", "size_bytes")
+
+    def __init__(self, fd: int, where: str, size_bytes: int) -> None:
+        """Take over a descriptor that is open for reading and writing."""
+        self._fd = fd
+        self._where = where
+        self.size_bytes = size_bytes
+
+    def apply(self, ops: Sequence[Op]) -> None:
+        """Carry out writes, discards and zeroes in order, into the page cache.
+
+        Raises:
+            CopyError: NO_SPACE or IO_ERROR; some of `ops` are done, one may be done in part.
+        """
+        fd = self._fd
+        run: list[Payload] = []
+        start = end = -1
+        try:
+            for kind, offset, length, data in ops:
+                if kind in _WRITES:
+                    if offset == end and len(run) < files.IOV_MAX:
+                        run.append(data)
+                        end += length
+                        continue
+                    if run:
+                        _write(fd, run, start, end)
+                    run = [data]
+                    start, end = offset, offset + length
+                elif kind != _FLUSH:
+                    if run:
+                        _write(fd, run, start, end)
+                        run, end = [], -1
+                    if kind == _ZERO:
+                        files.zero_range(fd, offset, length)
+                    else:
+                        files.punch_hole(fd, offset, length)
+            if run:
+                _write(fd, run, start, end)
+        except OSError as error:
+            raise files.copy_error(error, self._where) from error
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes from `offset` on; holes read as zeros."""
+        try:
+            return files.read_filled(self._fd, length, offset)
+        except OSError as error:
+            raise files.copy_error(error, self._where) from error
+
+    def flush(self) -> None:
+        """Put everything written so far on stable storage."""
+        files.sync(self._fd, self._where)
+
+    def hole_chunks(self, first: int, count: int) -> int:
+        """Return how many chunks from `first` on, `count` at most, lie in a hole for certain."""
+        start, end = first * CHUNK_BYTES, (first + count) * CHUNK_BYTES
+        with files.errors_named(self._where):
+            return files.next_data(self._fd, start, end) // CHUNK_BYTES - first
+
+    def zero_chunks(self, chunks: Sequence[int]) -> list[bool]:
+        """Return for each chunk whether it lies in a hole for certain."""
+        answers = []
+        hole_start = hole_end = 0
+        size = self.size_bytes
+        with files.errors_named(self._where):
+            for chunk in chunks:
+                start = chunk * CHUNK_BYTES
+                if not hole_start <= start < hole_end:
+                    hole_start, hole_end = start, files.next_data(self._fd, start, size)
+                answers.append(min(start + CHUNK_BYTES, size) <= hole_end)
+        return answers
+
+    def extents(self, offset: int, length: int) -> list[Extent]:
+        """Return the holes and data in a range, alternating; their lengths add up to `length`."""
+        found: list[Extent] = []
+        end = offset + length
+        with files.errors_named(self._where):
+            while offset < end:
+                stop = files.next_data(self._fd, offset, end)
+                is_hole = stop > offset
+                if not is_hole:
+                    stop = files.next_hole(self._fd, offset, end)
+                    if stop == offset:  # A writer beside us has just made a hole here.
+                        continue
+                found.append(Extent(stop - offset, is_hole))
+                offset = stop
+        return found
+
+    def grow(self, size_bytes: int) -> None:
+        """Make the file longer; durable on return."""
+        with files.errors_named(self._where):
+            os.ftruncate(self._fd, size_bytes)
+        self.flush()
+        self.size_bytes = size_bytes
+
+    def check_length(self) -> None:
+        """Refuse a file that is shorter than the volume: what it lacks would read as zeros.
+
+        Raises:
+            CopyError: CORRUPT.
+        """
+        with files.errors_named(self._where):
+            length = os.lseek(self._fd, 0, os.SEEK_END)
+        if length < self.size_bytes:
+            raise CopyError(
+                f"{self._where} has {length} bytes where the copy has {self.size_bytes}:"
+                " its end was cut off, so this copy is lost.",
+                reason=FaultReason.CORRUPT,
+                hint="Nothing was changed. Remove the copy from its group and let a new one be"
+                " made.",
+            )
+
+
+def _write(fd: int, run: list[Payload], start: int, end: int) -> None:
+    if len(run) == 1:
+        files.write_all(fd, run[0], start)
+    else:
+        files.write_run(fd, run, start, end - start)

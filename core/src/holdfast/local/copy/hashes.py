@@ -1,0 +1,176 @@
+"""The chunk hashes of one copy on disk, kept right beside writes that never wait for them.
+
+A write is noted after it was done (`note`, a deque append); whoever looks at hashes takes the notes
+first and marks their chunks stale. So a hash that was computed from bytes that a write was just
+changing is stale again as soon as that write is noted, and no lock is on the way of a write.
+
+On disk, `stale` is trusted only where no write intent stands: a region is unmarked after `persist`,
+and a region that an unclean stop left marked is stale as a whole.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from threading import Lock
+from typing import Final
+
+from holdfast.local.copy.bitmap_file import BitmapFile
+from holdfast.local.copy.data import DataFile
+from holdfast.local.copy.files import FileBuffer
+from holdfast.messages import Op
+from holdfast.sync.bitmap import consecutive
+from holdfast.sync.hashlist import HASH_BYTES, ZERO_HASH, HashList, chunk_hash
+from holdfast.units import CHUNK_BYTES, CHUNKS_PER_REGION, chunks_of
+
+_NOTES_MAX: Final = 8192
+"""Notes are taken by the writer itself when so many are left lying (1 MiB of memory)."""
+_READ_CHUNKS: Final = 16
+"""Chunks read at once: 1 MiB, and at most so long is the lock held."""
+_HOLE_CHUNKS: Final = 4096
+_CHUNK_SHIFT: Final = CHUNK_BYTES.bit_length() - 1
+
+
+class ChunkHashes:
+    """Hashes, stale bits and tree of one copy. Every method may run beside every other."""
+
+    __slots__ = ("_buffer", "_cursor", "_data", "_list", "_lock", "_notes", "_stale")
+
+    def __init__(self, buffer: FileBuffer, stale: BitmapFile, data: DataFile, key: bytes) -> None:
+        """Take over open files; `key` is the volume's."""
+        chunks = chunks_of(data.size_bytes)
+        self._buffer = buffer
+        self._stale = stale
+        self._data = data
+        self._list = HashList(buffer, stale.bits, chunks=chunks, key=key)
+        self._lock = Lock()
+        self._notes: deque[tuple[int, int]] = deque()
+        self._cursor = 0
+
+    def note(self, ops: Sequence[Op]) -> None:
+        """Note what `ops` touched, after they were done, or may have been done in part."""
+        self._notes.extend([(op[1], op[2]) for op in ops])
+        if len(self._notes) > _NOTES_MAX and self._lock.acquire(blocking=False):
+            # Else someone looks at hashes right now and takes the notes himself.
+            try:
+                self._take_notes()
+            finally:
+                self._lock.release()
+
+    def mark_regions_stale(self, regions: Iterable[int]) -> None:
+        """Mark all chunks of `regions` stale."""
+        with self._lock:
+            for first, count in consecutive(regions):
+                start = first * CHUNKS_PER_REGION
+                stop = min((first + count) * CHUNKS_PER_REGION, self._list.chunks)
+                self._mark(start, stop - start)
+
+    def mark_all_stale(self) -> None:
+        """Mark every chunk stale: the list itself is not to be trusted."""
+        with self._lock:
+            self._mark(0, self._list.chunks)
+
+    def get(self, chunks: Sequence[int]) -> bytes:
+        """Return 16 bytes for each chunk, recomputing what is stale."""
+        with self._lock:
+            self._take_notes()
+            count, stale = self._list.chunks, self._list.stale
+            wanted = [c for c in chunks if c < count and stale.test(c)]
+        for first, length in consecutive(wanted):
+            self._freshen(first, length)
+        with self._lock:
+            return self._list.get(chunks)
+
+    def tree(self, level: int, indexes: Sequence[int]) -> bytes:
+        """Return 16 bytes for each node, recomputing what is stale below."""
+        if level == 0:
+            return self.get(indexes)
+        with self._lock:
+            self._take_notes()
+        for index in indexes:
+            for first, length in self._list.stale_below(level, index):
+                self._freshen(first, length)
+        with self._lock:
+            return self._list.nodes(level, indexes)
+
+    def refresh(self, limit: int) -> int:
+        """Recompute up to `limit` stale hashes, going round; return how many are still stale."""
+        with self._lock:
+            self._take_notes()
+        for _ in range(2):  # From where the last call ended to the end, then from the start.
+            for first, length in self._list.stale.runs(self._cursor):
+                count = min(length, limit)
+                self._freshen(first, count)
+                self._cursor = first + count
+                limit -= count
+                if limit <= 0:
+                    return self._list.stale.count()
+            self._cursor = 0
+        return self._list.stale.count()
+
+    def persist(self) -> None:
+        """Put hashes and stale bits on stable storage as of the notes so far.
+
+        Hashes go first: a stale bit may be clear on disk only when its hash is there.
+        """
+        with self._lock:
+            self._take_notes()
+            self._buffer.sync()
+            self._stale.write()
+            self._stale.sync()
+
+    def grow(self, size_bytes: int) -> None:
+        """Follow the data file, which has grown by zeros; durable on return."""
+        chunks = chunks_of(size_bytes)
+        with self._lock:
+            self._take_notes()
+            self._buffer.grow(chunks * HASH_BYTES)
+            self._stale.resize(chunks)
+            self._list.resize(self._buffer, chunks)
+
+    def _freshen(self, first: int, count: int) -> None:
+        """Recompute the hashes of a run of chunks, giving way to others in between."""
+        stop = first + count
+        while first < stop:
+            with self._lock:
+                self._take_notes()
+                first += self._freshen_piece(first, stop - first)
+
+    def _freshen_piece(self, first: int, count: int) -> int:
+        holes = self._data.hole_chunks(first, min(count, _HOLE_CHUNKS))
+        if holes:
+            values = ZERO_HASH * holes
+        else:
+            count = min(count, _READ_CHUNKS)
+            start = first * CHUNK_BYTES
+            length = min(count * CHUNK_BYTES, self._data.size_bytes - start)
+            data = memoryview(self._data.read(start, length))
+            key = self._list.key
+            values = b"".join(
+                chunk_hash(data[at : at + CHUNK_BYTES], key) for at in range(0, length, CHUNK_BYTES)
+            )
+        done = len(values) // HASH_BYTES
+        self._list.put_run(first, values)
+        self._stale.touch(first, done)
+        return done
+
+    def _take_notes(self) -> None:
+        """Mark stale what the notes name. The lock is held."""
+        notes = self._notes
+        chunks: set[int] = set()
+        while notes:
+            offset, length = notes.popleft()
+            if length > 0:
+                first = offset >> _CHUNK_SHIFT
+                last = (offset + length - 1) >> _CHUNK_SHIFT
+                if first == last:
+                    chunks.add(first)
+                else:
+                    self._mark(first, last - first + 1)
+        for chunk in chunks:
+            self._mark(chunk, 1)
+
+    def _mark(self, first: int, count: int) -> None:
+        if count > 0:
+            self._list.stale.set_range(first, count)
+            self._stale.touch(first, count)
