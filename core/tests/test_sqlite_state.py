@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -334,3 +335,28 @@ async def test_ten_idle_watches_cost_next_to_nothing(store: SqliteStateStore) ->
         await context.__aexit__(None, None, None)
     assert 2 <= len(queries) <= 3 * 4, queries
     print(f"ten idle watches: {spent_s / 2.0:.3%} of a core")  # noqa: T201
+
+
+def test_a_new_file_may_be_opened_by_many_at_once(tmp_path: Path) -> None:
+    """Whoever comes while the tables are being made waits, and takes nobody's file for foreign."""
+    openers = 6
+    failures: list[BaseException] = []
+
+    def open_and_close(path: Path, together: threading.Barrier) -> None:
+        together.wait()
+        try:
+            SqliteFile.open(path, 10.0).close()
+        except BaseException as error:  # noqa: BLE001 - told by the main thread.
+            failures.append(error)
+
+    for turn in range(20):
+        together = threading.Barrier(openers)
+        threads = [
+            threading.Thread(target=open_and_close, args=(tmp_path / f"{turn}.db", together))
+            for _ in range(openers)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failures

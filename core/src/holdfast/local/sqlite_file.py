@@ -315,7 +315,11 @@ def _connect(path: Path, lock_timeout_s: float, synchronous: str) -> sqlite3.Con
 
 def _prepare(db: sqlite3.Connection, path: Path, lock_timeout_s: float) -> None:
     """Check whose file it is, turn the write-ahead log on, and make the tables if it is new."""
-    is_new = _check_owner(db, path)
+    db.execute("BEGIN")  # One instant: another process may be making the tables just now.
+    try:
+        is_new = _check_owner(db, path)
+    finally:
+        _roll_back(db)
     deadline_s = time.monotonic() + lock_timeout_s
     while True:
         try:
