@@ -168,16 +168,17 @@ class HookManager:
             self._manager.register(instance, name=name)
             # A misspelled hook would silently never be called.
             self._manager.check_pending()
-            if any(i.wrapper or i.hookwrapper for i in self._implementations(instance)):
-                raise ValueError("it wraps others, and observers do not")
+            self._refuse_wrappers(instance)
         except Exception as error:  # noqa: BLE001 - foreign code; it is left out whatever it raises.
             _log.error("Observer %s is left out: %s", name, error)
             if self._manager.has_plugin(name):
                 self._manager.unregister(name=name)
 
-    def _implementations(self, observer: Any) -> list[pluggy.HookImpl]:
-        callers = self._manager.get_hookcallers(observer) or []
-        return [i for caller in callers for i in caller.get_hookimpls() if i.plugin is observer]
+    def _refuse_wrappers(self, observer: Any) -> None:
+        for caller in self._manager.get_hookcallers(observer) or []:
+            for each in caller.get_hookimpls():
+                if each.plugin is observer and (each.wrapper or each.hookwrapper):
+                    raise ValueError(f"its {caller.name} wraps others, and observers do not.")
 
 
 def load_hooks() -> HookManager:

@@ -27,6 +27,8 @@ def parse(text: str, source: str) -> tuple[dict[str, Any], Mapping[str, int]]:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source} is not valid TOML: {error}.") from error
+    except RecursionError:
+        raise ConfigError(f"{source} is nested too deeply to be a configuration.") from None
     return content, _lines(text)
 
 
