@@ -17,6 +17,7 @@ from typing import Annotated, Any, Protocol, runtime_checkable
 
 import typer
 
+from holdfast import __version__
 from holdfast.cli import cluster, config, demo, doctor, node, plugin, volume
 from holdfast.cli.context import Context
 from holdfast.errors import HoldfastError, UsageError
@@ -75,9 +76,7 @@ def _globals(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
-        from importlib.metadata import version as installed
-
-        sys.stdout.write(f"holdfast {installed('holdfast-core')}\n")
+        sys.stdout.write(f"holdfast {__version__}\n")
         raise typer.Exit
     where = default_dir() if directory is None else directory
     ctx.obj = Context(dir=where.expanduser().absolute(), json=as_json, control=control)

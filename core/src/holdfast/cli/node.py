@@ -28,9 +28,8 @@ def run(
 
     A clean stop hands primaries over to other nodes first.
     """
-    from holdfast.node.daemon import run_node
-
     from holdfast.kernel.config import load_config
+    from holdfast.node.daemon import run_node
 
     loaded = load_config(config)
     if pid_file is None:

@@ -160,17 +160,8 @@ def duration(seconds: float) -> str:
 
 def cluster_page(status: Json) -> RenderableType:
     """Return the nodes and the volumes of a local cluster."""
-    nodes = table(
-        "NODE",
-        "STATE",
-        "PID",
-        "COPIES",
-        "PRIMARIES",
-        "FREE",
-        "REPLICATION",
-        "NBD",
-        right=["PID", "COPIES", "PRIMARIES", "FREE"],
-    )
+    right = ["PID", "COPIES", "PRIMARIES", "FREE"]
+    nodes = table("NODE", "STATE", "PID", "COPIES", "PRIMARIES", "FREE", "NBD", right=right)
     for node in status["nodes"]:
         state = word(node["state"])
         if node.get("cordoned"):
@@ -183,7 +174,6 @@ def cluster_page(status: Json) -> RenderableType:
             _text(node.get("copies")),
             _text(node.get("primaries")),
             "-" if free is None else format_size(free),
-            _text(node.get("address")),
             _text((node.get("frontends") or {}).get("nbd")),
         )
     parts: list[RenderableType] = [Text(f"Cluster in {status['dir']}", style=_DIM), nodes]

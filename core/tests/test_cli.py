@@ -1,0 +1,266 @@
+"""The command line against a node service in memory, reached by its control socket."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from anyio.from_thread import start_blocking_portal
+from core.tests.fake_node import FakeService
+
+from holdfast.cli.app import EXIT_BUG, hoisted, run
+from holdfast.node.control import serve_control
+
+
+@attrs.frozen
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def error(self) -> Any:
+        return json.loads(self.err)["error"]
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def service() -> FakeService:
+    return FakeService()
+
+
+@pytest.fixture
+def socket(service: FakeService, tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "control.sock"
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(serve_control(service, path)),
+    ):
+        yield path
+
+
+@pytest.fixture
+def offline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
+    """`holdfast` in a folder without a cluster."""
+
+    def command(*words: str) -> Outcome:
+        code = run(["--dir", str(tmp_path / "none"), *words])
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return command
+
+
+@pytest.fixture
+def holdfast(socket: Path, offline: Command) -> Command:
+    """`holdfast` with a node that answers."""
+    return lambda *words: offline("--control", str(socket), *words)
+
+
+def test_a_volume_is_made_shown_changed_and_deleted(holdfast: Command) -> None:
+    made = holdfast("volume", "create", "db", "--size", "1GiB", "--replicas", "2", "--wait")
+    assert (made.code, made.err) == (0, "")
+    assert "Volume db: 1 GiB, primary on n1, 2 replicas, healthy." in made.out
+    assert "db" in holdfast("volume", "list").out
+    page = holdfast("volume", "show", "db").out
+    assert "All copies are in sync." in page
+    assert "n3" in page
+    assert holdfast("volume", "set", "db", "--size", "2GiB", "--set", "grace_s=4").code == 0
+    status = holdfast("--json", "volume", "show", "db").json
+    assert (status["size"], status["policy_options"]) == (2 << 30, {"grace_s": "4"})
+    assert holdfast("volume", "delete", "db").out == "Volume db is deleted.\n"
+    assert holdfast("volume", "list", "--json").json == {"volumes": []}
+    assert "There are no volumes yet" in holdfast("volume", "list").out
+
+
+def test_warnings_go_to_standard_error(holdfast: Command) -> None:
+    made = holdfast("volume", "create", "db", "--size", "1GiB", "--replicas", "3")
+    assert made.code == 0
+    assert made.err == "Warning: Four nodes are fewer than five.\n"
+
+
+def test_copies_are_promoted_moved_and_evicted(holdfast: Command) -> None:
+    holdfast("volume", "create", "db", "--size", "1GiB", "--replicas", "2")
+    assert "is on n2" in holdfast("volume", "promote", "db", "n2").out
+    assert "is moving to n4" in holdfast("volume", "move", "db", "n1", "n4").out
+    evicted = holdfast("--json", "volume", "evict", "db", "n3").json
+    assert [c["node"] for c in evicted["copies"]] == ["n4", "n2"]
+
+
+def test_the_uri_is_that_of_the_node_asked_for_in_use_or_primary(
+    holdfast: Command, service: FakeService
+) -> None:
+    holdfast("volume", "create", "a b", "--size", "1MiB")
+    assert holdfast("volume", "url", "a b").out == "nbd://127.0.0.1:10809/a%20b\n"
+    service.held["a b"]["attached"] = "n3"
+    assert holdfast("volume", "url", "a b").out == "nbd://127.0.0.1:10811/a%20b\n"
+    assert holdfast("volume", "url", "a b", "--node", "n2").out == "nbd://127.0.0.1:10810/a%20b\n"
+    assert holdfast("volume", "url", "a b", "--node", "n9").code == 5
+
+
+def test_verify_is_0_only_when_all_copies_are_equal(
+    holdfast: Command, service: FakeService
+) -> None:
+    holdfast("volume", "create", "db", "--size", "1MiB")
+    assert holdfast("volume", "verify", "db").out == "All 3 copies of volume db are equal.\n"
+    service.differences = [{"chunk": 3, "offset": 196608, "nodes": ["n2"]}]
+    differing = holdfast("volume", "verify", "db")
+    assert differing.code == 12
+    assert "196608" in differing.out
+    assert holdfast("volume", "verify", "db", "--json").json["equal"] is False
+
+
+def test_events_are_lines(holdfast: Command) -> None:
+    holdfast("volume", "create", "db", "--size", "1MiB")
+    assert "The volume was made." in holdfast("volume", "events", "db").out
+    lines = holdfast("--json", "volume", "events", "db").out.splitlines()
+    assert [json.loads(line)["kind"] for line in lines] == ["created", "synced"]
+
+
+def test_nodes_are_listed_shown_and_cordoned(holdfast: Command, service: FakeService) -> None:
+    assert "n4" in holdfast("node", "list").out
+    assert len(holdfast("--json", "node", "list").json["nodes"]) == 4
+    assert holdfast("node", "cordon", "n1").code == 2  # --control names the node already.
+    assert not service.cordoned
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (["volume", "show", "nope"], 5, "No volume is named 'nope'."),
+        (["volume", "create", "x", "--size", "big"], 2, "'big' is not a size"),
+        (["volume", "create", "x"], 2, "--size"),
+        (["volume", "create", "x", "--size", "1GiB", "--replicas", "two"], 2, "--replicas"),
+        (["volume", "create", "x", "--size", "1GiB", "--set", "grace"], 2, "has no '='"),
+        (["volume", "set", "x"], 2, "Nothing is to be changed."),
+        (["volume", "creat", "x"], 2, "creat"),
+        (["volume", "list", "--fast"], 2, "--fast"),
+        (["frobnicate"], 2, "frobnicate"),
+        (["volume", "detach", "x"], 5, "not attached"),
+    ],
+)
+def test_a_mistake_is_a_sentence_with_an_exit_code(
+    holdfast: Command, words: list[str], code: int, sentence: str
+) -> None:
+    failed = holdfast(*words)
+    assert failed.code == code
+    assert failed.out == ""
+    assert failed.err.startswith("holdfast: ")
+    assert sentence in failed.err
+    assert "Traceback" not in failed.err
+    assert len(failed.err.splitlines()) <= 2
+    error = holdfast("--json", *words).error
+    assert error["exit_code"] == code
+    assert sentence in error["message"]
+
+
+def test_without_a_cluster_the_error_says_how_to_make_one(offline: Command) -> None:
+    failed = offline("volume", "list")
+    assert failed.code == 5
+    assert "holdfast up" in failed.err
+    assert offline("status").code == 5
+    assert offline("down").code == 5
+
+
+def test_a_node_that_is_gone_is_exit_code_7(offline: Command, tmp_path: Path) -> None:
+    gone = offline("--control", str(tmp_path / "gone.sock"), "volume", "list")
+    assert gone.code == 7
+    assert "is not running" in gone.err
+
+
+def test_a_bug_is_a_sentence_and_its_details_a_file(
+    offline: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(*_args: object) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr("holdfast.cli.context.Context.client", broken)
+    failed = offline("volume", "list")
+    assert failed.code == EXIT_BUG
+    assert "boom" in failed.err
+    assert "Traceback" not in failed.err
+    assert "Traceback" in (tmp_path / "holdfast-errors.log").read_text()
+
+
+def test_ctrl_c_is_exit_code_130(offline: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("holdfast.cli.context.Context.client", interrupted)
+    assert offline("volume", "list") == Outcome(130, "", "")
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["volume"], ["node"], ["plugin"], ["config"], ["volume", "create"]]
+)
+def test_every_command_helps(offline: Command, words: list[str]) -> None:
+    for flag in ("-h", "--help"):
+        helped = offline(*words, flag)
+        assert helped.code == 0
+        assert "Usage" in helped.out
+
+
+def test_a_group_without_a_command_shows_its_help(offline: Command) -> None:
+    shown = offline("volume")
+    assert shown.code == 2
+    assert "create" in shown.out + shown.err
+
+
+def test_json_and_dir_may_stand_anywhere() -> None:
+    assert hoisted(["volume", "show", "x", "--json"]) == ["--json", "volume", "show", "x"]
+    assert hoisted(["up", "--dir", "/d", "-d"]) == ["--dir", "/d", "up", "-d"]
+    assert hoisted(["up", "--dir=/d"]) == ["--dir=/d", "up"]
+    assert hoisted(["up", "--dir"]) == ["--dir", "up"]
+    assert hoisted(["a", "--", "--json"]) == ["a", "--", "--json"]
+
+
+def test_plugins_and_the_doctor_answer_without_a_cluster(offline: Command) -> None:
+    listed = offline("--json", "plugin", "list").json["plugins"]
+    assert {"state", "policy", "transport"} <= {each["kind"] for each in listed}
+    findings = offline("--json", "doctor").json["findings"]
+    assert {"system", "data folder"} <= {each["what"] for each in findings}
+    assert offline("doctor").out
+
+
+def test_a_configuration_is_checked_and_shown(offline: Command, tmp_path: Path) -> None:
+    good = tmp_path / "good.toml"
+    good.write_text(
+        '[node]\nname = "a"\ndata = ["data"]\n[state.sqlite]\npath = "state.db"\n', encoding="utf-8"
+    )
+    assert "is right" in offline("config", "check", "--config", str(good)).out
+    shown = offline("--json", "config", "show", "-c", str(good)).json["config"]
+    assert {"path": "node.name", "value": "a", "source": f"{good}:2"} in shown
+    assert "transport.driver" in offline("config", "show", "-c", str(good)).out
+    bad = tmp_path / "bad.toml"
+    bad.write_text('[node]\nname = "a"\ndate = ["data"]\n', encoding="utf-8")
+    failed = offline("config", "check", "--config", str(bad))
+    assert failed.code == 3
+    assert "'data'" in failed.err
+    assert "date" in failed.err
+    assert offline("config", "check", "--config", str(tmp_path / "none.toml")).code == 3
+
+
+def test_a_closed_pipe_ends_quietly(socket: Path) -> None:
+    import subprocess
+    import sys
+
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "holdfast", "--control", str(socket), "volume", "list"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(write)
+    assert (done.returncode != 0, done.stderr) == (True, b"")
