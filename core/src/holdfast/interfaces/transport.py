@@ -19,13 +19,15 @@ class LinkHandler(Protocol):
 
     def on_messages(self, messages: Sequence[Message]) -> None:
         """Take what has arrived, in order. Payloads may be views into a receive buffer; they stay
-        valid as long as a reference is held."""
+        valid as long as a reference is held.
+        """
         ...
 
     def on_lost(self, error: HoldfastError) -> None:
         """The link is gone, by the peer's doing or the network's; called once, never after
         `Link.close`. `RemoteProtocolError` says that the peer sent rubbish, `RefusedError` that it
-        would not talk to us, `UnavailableError` everything else."""
+        would not talk to us, `UnavailableError` everything else.
+        """
         ...
 
 
@@ -37,7 +39,12 @@ class Link(Protocol):
 
     def send(self, messages: Sequence[Message]) -> None:
         """Send in order after everything sent before. Never blocks and never raises for a lost
-        link (that is told by `on_lost`); messages sent on a lost or closed link are dropped."""
+        link (that is told by `on_lost`); messages sent on a lost or closed link are dropped.
+
+        Payloads must not change afterwards. A `Batch`, `Requests` or `Replies` larger than a frame
+        may arrive as several, each batch with its own `first`; of `Ack`s of one epoch sent right
+        behind one another only the last need arrive.
+        """
         ...
 
     @property
@@ -96,7 +103,8 @@ class Transport(Protocol):
 
     def metrics(self) -> Mapping[str, float]:
         """Return counters: at least frames_sent, bytes_plain_sent, bytes_wire_sent,
-        frames_received, bytes_plain_received, bytes_wire_received, frames_stored."""
+        frames_received, bytes_plain_received, bytes_wire_received, frames_stored.
+        """
         ...
 
     async def aclose(self) -> None:

@@ -120,6 +120,8 @@ class Decoder:
             counters.bytes_plain_received += HEADER.size + table_size + header[10]
             start += needed
             needed = 0
+        if 0 < end - start < HEADER.size:
+            _check_magic(view[start : min(end, start + len(MAGIC))])
         inbox.start = start
         inbox.needed = needed
 
@@ -129,9 +131,7 @@ class Decoder:
         """Return the length of the frame and that of its table."""
         magic, version, kind, stored, reserved, _, _, _, count, size, plain, _, head_sum = header
         if magic != MAGIC:
-            raise RemoteProtocolError(
-                f"Foreign bytes: {bytes(magic)!r} is no frame of this protocol."
-            )
+            _check_magic(magic)
         if version != VERSION:
             raise OtherVersionError(version)
         checked = view[start : start + HEADER_CHECKED_BYTES]
@@ -192,6 +192,14 @@ class Decoder:
             raise RemoteProtocolError(f"Frame type {kind} is unknown.") from None
         except ValueError as error:
             raise RemoteProtocolError(f"A frame of type {kind} is not valid: {error}.") from error
+
+
+def _check_magic(beginning: Payload) -> None:
+    """Refuse foreign bytes at once, even when they are too few for a header."""
+    if beginning != MAGIC[: len(beginning)]:
+        raise RemoteProtocolError(
+            f"Foreign bytes: {bytes(beginning)!r} begins no frame of this protocol."
+        )
 
 
 # --- one function per hot message: (epoch, first, mark, count, table, data) -> message -----------
