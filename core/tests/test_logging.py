@@ -68,7 +68,7 @@ def test_an_error_is_spelled_out_with_its_hint() -> None:
 def test_a_bugs_traceback_stays_on_one_line() -> None:
     stream = io.StringIO()
     writer = set_up(stream=stream)
-    passphrase = "abracadabra"
+    passphrase = "abracadabra"  # noqa: S105
     try:
         int(passphrase)
     except ValueError:
