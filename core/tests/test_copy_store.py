@@ -287,6 +287,13 @@ def test_every_save_survives_the_loss_of_the_slot_written_last(directory: Path) 
     store.close()
 
 
+def test_a_save_never_takes_a_growth_back(store: FileCopyStore) -> None:
+    old = store.superblock
+    store.resize(SIZE * 2)
+    store.save(attrs.evolve(old, epoch=Epoch(4)))
+    assert (store.superblock.epoch, store.superblock.size_bytes) == (4, SIZE * 2)
+
+
 def test_two_damaged_slots_are_a_lost_copy(directory: Path) -> None:
     make(directory).close()
     flip(directory / "superblock", 100)

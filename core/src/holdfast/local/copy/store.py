@@ -153,14 +153,17 @@ class FileCopyStore:
         """Write the other slot and flush it; durable on return.
 
         A superblock that says `clean` promises that nothing is suspect, so data, hashes and
-        staleness are put on stable storage before it is written.
+        staleness are put on stable storage before it is written. Identity is settled when a copy
+        is made, and its size by `resize`: another size in `superblock` is ignored.
         """
         with self._metadata():
             parts = self._opened()
+            old = self.superblock
+            assert (superblock.copy, superblock.incarnation) == (old.copy, old.incarnation)
             if superblock.clean:
                 self._data.flush()
                 self._hashes.persist()
-            parts.superblock.save(superblock)
+            parts.superblock.save(attrs.evolve(superblock, size_bytes=old.size_bytes))
             self.superblock = parts.superblock.current
 
     # --- hashes ----------------------------------------------------------------------------
