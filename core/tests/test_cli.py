@@ -97,14 +97,28 @@ def test_copies_are_promoted_moved_and_evicted(holdfast: Command) -> None:
 
 
 def test_the_uri_is_that_of_the_node_asked_for_in_use_or_primary(
-    holdfast: Command, service: FakeService
+    holdfast: Command, service: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    down: set[str] = set()
+    monkeypatch.setattr("holdfast.cli.volume._listens", lambda address: address not in down)
     holdfast("volume", "create", "a b", "--size", "1MiB")
     assert holdfast("volume", "url", "a b").out == "nbd://127.0.0.1:10809/a%20b\n"
     service.held["a b"]["attached"] = "n3"
     assert holdfast("volume", "url", "a b").out == "nbd://127.0.0.1:10811/a%20b\n"
     assert holdfast("volume", "url", "a b", "--node", "n2").out == "nbd://127.0.0.1:10810/a%20b\n"
     assert holdfast("volume", "url", "a b", "--node", "n9").code == 5
+    down.add("127.0.0.1:10811")
+    assert holdfast("volume", "url", "a b").out == "nbd://127.0.0.1:10809/a%20b\n"
+    assert holdfast("volume", "url", "a b", "--node", "n3").code == 7
+
+
+def test_waiting_ends_when_healthy_or_when_told(holdfast: Command, service: FakeService) -> None:
+    holdfast("volume", "create", "db", "--size", "1MiB")
+    assert holdfast("volume", "wait", "db").out == "Volume db is healthy.\n"
+    service.held["db"]["health"] = "degraded"
+    late = holdfast("volume", "wait", "db", "--timeout", "0")
+    assert late.code == 7
+    assert "degraded" in late.err
 
 
 def test_verify_is_0_only_when_all_copies_are_equal(

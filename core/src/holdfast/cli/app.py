@@ -59,6 +59,7 @@ def _globals(
         Path | None,
         typer.Option(
             "--dir",
+            metavar="DIR",
             envvar="HOLDFAST_DIR",
             help="The local cluster's folder.",
             show_default="below the user's state directory",
@@ -68,6 +69,7 @@ def _globals(
         Path | None,
         typer.Option(
             "--control",
+            metavar="SOCKET",
             envvar="HOLDFAST_CONTROL",
             help="Talk to the node with this control socket instead of a local cluster.",
         ),

@@ -31,14 +31,20 @@ def up(
     ctx: typer.Context,
     nodes: Annotated[
         int | None,
-        typer.Option("--nodes", "-n", help="How many nodes.", show_default="4, or those there are"),
+        typer.Option(
+            "--nodes",
+            "-n",
+            metavar="COUNT",
+            help="How many nodes.",
+            show_default="4, or those there are",
+        ),
     ] = None,
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return when all are ready.")
     ] = False,
     config: Annotated[
         Path | None,
-        typer.Option("--config", help="A TOML file with settings for every node."),
+        typer.Option("--config", metavar="FILE", help="A TOML file with settings for every node."),
     ] = None,
 ) -> None:
     """Start a local cluster: several node processes on this machine.

@@ -14,11 +14,19 @@ from holdfast.errors import UsageError
 app = typer.Typer(name="config", help="Show and check configuration.", no_args_is_help=True)
 File = Annotated[
     Path | None,
-    typer.Option("--config", "-c", help="A node's TOML file.", show_default="the local cluster's"),
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="A node's TOML file.",
+        show_default="the local cluster's",
+    ),
 ]
 NodeOption = Annotated[
     str | None,
-    typer.Option("--node", help="Which node of the local cluster.", show_default="the first"),
+    typer.Option(
+        "--node", metavar="NODE", help="Which node of the local cluster.", show_default="the first"
+    ),
 ]
 
 

@@ -19,9 +19,11 @@ Node = Annotated[str, typer.Argument(metavar="NODE", help="The node's name, such
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Option("--config", "-c", help="The node's TOML file.")],
+    config: Annotated[
+        Path, typer.Option("--config", "-c", metavar="FILE", help="The node's TOML file.")
+    ],
     pid_file: Annotated[
-        Path | None, typer.Option("--pid-file", help="Where to put the process id.")
+        Path | None, typer.Option("--pid-file", metavar="FILE", help="Where to put the process id.")
     ] = None,
 ) -> None:
     """Run a node in the foreground, until SIGTERM or Ctrl-C.
@@ -122,7 +124,9 @@ def uncordon(ctx: typer.Context, name: Node) -> None:
 def log(
     ctx: typer.Context,
     name: Node,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many.")] = 20,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", metavar="COUNT", min=1, help="How many.")
+    ] = 20,
 ) -> None:
     """Print the last lines of the log of a node of the local cluster."""
     context = here(ctx)

@@ -12,7 +12,13 @@ from holdfast.errors import DriverError
 app = typer.Typer(name="plugin", help="List and check the installed drivers.", no_args_is_help=True)
 Kind = Annotated[
     str | None,
-    typer.Option("--kind", "-k", help="Only this kind, such as policy.", show_default="all kinds"),
+    typer.Option(
+        "--kind",
+        "-k",
+        metavar="KIND",
+        help="Only this kind, such as policy.",
+        show_default="all kinds",
+    ),
 ]
 
 

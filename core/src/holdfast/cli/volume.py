@@ -6,6 +6,7 @@ What moves bytes (import, export, verify) is in `volume_data.py`, what moves cop
 
 from __future__ import annotations
 
+import socket
 import time
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -23,8 +24,6 @@ app = typer.Typer(
     help="Make, use, check and delete volumes.",
     no_args_is_help=True,
 )
-volume_data.add_to(app)
-volume_admin.add_to(app)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The volume's name.")]
 Settings = Annotated[
@@ -45,12 +44,15 @@ POLL_S = 0.2
 def create(
     ctx: typer.Context,
     name: Name,
-    size: Annotated[str, typer.Option("--size", "-s", help="Such as 512MiB, 1GiB or 2TiB.")],
+    size: Annotated[
+        str, typer.Option("--size", "-s", metavar="SIZE", help="Such as 512MiB, 1GiB or 2TiB.")
+    ],
     replicas: Annotated[
         int | None,
         typer.Option(
             "--replicas",
             "-r",
+            metavar="COUNT",
             help="Copies beside the primary, 0 to 5.",
             show_default="as configured: 1",
         ),
@@ -58,7 +60,11 @@ def create(
     policy: Annotated[
         str | None,
         typer.Option(
-            "--policy", "-p", help="The failure mode.", show_default="as configured: hard"
+            "--policy",
+            "-p",
+            metavar="POLICY",
+            help="The failure mode.",
+            show_default="as configured: hard",
         ),
     ] = None,
     settings: Settings = None,
@@ -69,7 +75,12 @@ def create(
     ] = False,
     node: Annotated[
         str | None,
-        typer.Option("--node", help="Where the first copy is to be.", show_default="the best node"),
+        typer.Option(
+            "--node",
+            metavar="NODE",
+            help="Where the first copy is to be.",
+            show_default="the best node",
+        ),
     ] = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Return when all copies are in sync.")
@@ -138,11 +149,18 @@ def show(ctx: typer.Context, name: Name) -> None:
 def change(
     ctx: typer.Context,
     name: Name,
-    size: Annotated[str | None, typer.Option("--size", "-s", help="The new size; larger.")] = None,
-    replicas: Annotated[
-        int | None, typer.Option("--replicas", "-r", help="Copies beside the primary, 0 to 5.")
+    size: Annotated[
+        str | None, typer.Option("--size", "-s", metavar="SIZE", help="The new size; larger.")
     ] = None,
-    policy: Annotated[str | None, typer.Option("--policy", "-p", help="The failure mode.")] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            "--replicas", "-r", metavar="COUNT", help="Copies beside the primary, 0 to 5."
+        ),
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option("--policy", "-p", metavar="POLICY", help="The failure mode.")
+    ] = None,
     settings: Settings = None,
     label: Labels = None,
 ) -> None:
@@ -192,6 +210,7 @@ def url(
         str | None,
         typer.Option(
             "--node",
+            metavar="NODE",
             help="The node that is to serve it; any can.",
             show_default="the one that uses it, or its primary's",
         ),
@@ -247,19 +266,48 @@ def watch(ctx: typer.Context, name: Name) -> None:
             client, status = _again(context, client, name)
 
 
-def wait_healthy(context: Context, client: ControlClient, name: str) -> Json:
-    """Return the status of a volume once all its declared copies are in sync, with progress."""
-    status = client.volume(name)
-    if context.json or status["health"] == "healthy":
-        while status["health"] != "healthy":
-            time.sleep(POLL_S)
-            client, status = _again(context, client, name)
-        return status
+@app.command()
+def wait(
+    ctx: typer.Context,
+    name: Name,
+    timeout_s: Annotated[
+        float | None,
+        typer.Option("--timeout", metavar="SECONDS", min=0, help="Give up after this long."),
+    ] = None,
+) -> None:
+    """Wait until all declared copies of a volume are in sync, showing how far they are."""
+    context = here(ctx)
+    status = wait_healthy(context, context.client(), name, timeout_s=timeout_s)
+    if context.json:
+        put_json(status)
+    else:
+        put(f"Volume {name} is healthy.")
+
+
+volume_data.add_to(app)
+volume_admin.add_to(app)
+
+
+def wait_healthy(
+    context: Context, client: ControlClient, name: str, *, timeout_s: float | None = None
+) -> Json:
+    """Return the status of a volume once all its declared copies are in sync, with progress.
+
+    Raises:
+        UnavailableError: That took longer than `timeout_s`; says how the volume is.
+    """
     from holdfast.cli import render
 
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    status = client.volume(name)
     with render.sync_progress() as progress:
         while status["health"] != "healthy":
-            progress.show(status)
+            if deadline is not None and time.monotonic() > deadline:
+                raise UnavailableError(
+                    f"Volume {name} is {status['health']} after {timeout_s:g} s: {status['reason']}"
+                )
+            if not context.json:
+                progress.show(status)
             time.sleep(POLL_S)
             client, status = _again(context, client, name)
     return status
@@ -290,12 +338,23 @@ def nbd_uri(client: ControlClient, name: str, node: str | None = None) -> str:
     living = [each for each in nodes if nodes[each]["alive"]]
     wanted = [node] if node is not None else [status["attached"], status["primary"], *living]
     for each in wanted:
-        if each in living and (address := nodes[each]["frontends"].get("nbd")):
+        address = nodes[each]["frontends"].get("nbd") if each in living else None
+        # The state store may take a node for alive for some seconds after it was killed.
+        if address and _listens(address):
             return f"nbd://{address}/{quote(name, safe='')}"
     raise UnavailableError(
         f"Node {wanted[0]} does not serve NBD now." if node else "No node serves NBD now.",
         hint="`holdfast status` shows which nodes run.",
     )
+
+
+def _listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=1):
+            return True
+    except OSError:
+        return False
 
 
 def _size(text: str) -> int:

@@ -66,11 +66,19 @@ def attach(
     ctx: typer.Context,
     name: Name,
     node: Annotated[
-        str | None, typer.Option("--node", help="Through which node.", show_default="the best one")
+        str | None,
+        typer.Option(
+            "--node", metavar="NODE", help="Through which node.", show_default="the best one"
+        ),
     ] = None,
     driver: Annotated[
         str | None,
-        typer.Option("--driver", help="How.", show_default="the first that this machine can"),
+        typer.Option(
+            "--driver",
+            metavar="DRIVER",
+            help="How.",
+            show_default="the first that this machine can",
+        ),
     ] = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="Refuse writes.")] = False,
 ) -> None:

@@ -30,7 +30,8 @@ _EXTENT_BYTES_MAX = 1 << 30
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The volume's name.")]
 Node = Annotated[
-    str | None, typer.Option("--node", help="Through which node.", show_default="the best one")
+    str | None,
+    typer.Option("--node", metavar="NODE", help="Through which node.", show_default="the best one"),
 ]
 
 
