@@ -51,7 +51,9 @@ class MemoryVolume:
     def __attrs_post_init__(self) -> None:
         """Reserve addresses; pages come when they are written."""
         self.size_bytes = self.spec.size_bytes
-        self._memory = mmap.mmap(-1, self.size_bytes)
+        # Private, not shared: only such memory can grow in place and give pages back.
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self._memory = mmap.mmap(-1, self.size_bytes, flags=flags)
         self._present = bytearray(chunks_of(self.size_bytes))
 
     # --- what a test does to it ------------------------------------------------------------

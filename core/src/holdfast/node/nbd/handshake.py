@@ -40,7 +40,8 @@ from holdfast.node.nbd.protocol import (
 
 _U32 = struct.Struct(">I")
 _U16 = struct.Struct(">H")
-_FLAGS = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
+_FLAGS = int(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)
+"""A number, because the complement of an `IntFlag` has only bits that have names."""
 _OFFERED = (
     TransmissionFlag.HAS_FLAGS
     | TransmissionFlag.SEND_FLUSH

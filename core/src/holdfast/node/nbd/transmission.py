@@ -58,17 +58,19 @@ assert int(RequestFlag.NO_HOLE) == int(CommandFlag.NO_HOLE), (
 )
 _new = tuple.__new__  # Half the cost of calling the named tuple.
 
+_FUA = int(CommandFlag.FUA)
 _FLAGS_ALLOWED = {
-    Command.READ: CommandFlag.FUA | CommandFlag.DF,
-    Command.WRITE: CommandFlag.FUA,
-    Command.DISC: CommandFlag.FUA,
-    Command.FLUSH: CommandFlag.FUA,
-    Command.TRIM: CommandFlag.FUA,
-    Command.CACHE: CommandFlag.FUA,
-    Command.WRITE_ZEROES: CommandFlag.FUA | CommandFlag.NO_HOLE | CommandFlag.FAST_ZERO,
-    Command.BLOCK_STATUS: CommandFlag.FUA | CommandFlag.REQ_ONE,
+    Command.READ: _FUA | int(CommandFlag.DF),
+    Command.WRITE: _FUA,
+    Command.DISC: _FUA,
+    Command.FLUSH: _FUA,
+    Command.TRIM: _FUA,
+    Command.CACHE: _FUA,
+    Command.WRITE_ZEROES: int(CommandFlag.FUA | CommandFlag.NO_HOLE | CommandFlag.FAST_ZERO),
+    Command.BLOCK_STATUS: _FUA | int(CommandFlag.REQ_ONE),
 }
-"""The specification lets FUA stand on every command, and it means something on the writing ones."""
+"""The specification lets FUA stand on every command, and it means something on the writing ones.
+Numbers, because the complement of an `IntFlag` has only bits that have names."""
 _WRITING = frozenset({Command.WRITE, Command.TRIM, Command.WRITE_ZEROES})
 _RANGES = {Command.TRIM: RequestKind.DISCARD, Command.WRITE_ZEROES: RequestKind.ZERO}
 _SENTENCES = {
