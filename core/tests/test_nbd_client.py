@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from anyio.from_thread import start_blocking_portal
-from core.tests.fake_volume import MemoryVolume
 
 from holdfast.cli.demo_writer import Writer, record
 from holdfast.cli.nbd_client import READ, WRITE, WRITE_ZEROES, NbdClient, Request
@@ -29,23 +28,37 @@ from holdfast.errors import (
 from holdfast.messages import RequestKind
 from holdfast.model import Access
 from holdfast.node.nbd import NbdFrontendDriver, NbdOptions
-from holdfast.units import MIB
+from holdfast.testing.memory_volume import MemoryVolume, MemoryVolumeProvider
+from holdfast.units import CHUNK_BYTES, MIB
 
 SIZE = 8 * MIB
 
 
 @pytest.fixture
-def volume() -> MemoryVolume:
-    return MemoryVolume(SIZE)
+def provider() -> MemoryVolumeProvider:
+    return MemoryVolumeProvider()
 
 
 @pytest.fixture
-def uri(volume: MemoryVolume) -> Iterator[str]:
+def volume(provider: MemoryVolumeProvider) -> MemoryVolume:
+    return provider.add("v", SIZE)
+
+
+@pytest.fixture
+def uri(volume: MemoryVolume, provider: MemoryVolumeProvider) -> Iterator[str]:
+    assert volume.spec.name == "v"
     with start_blocking_portal(backend_options={"use_uvloop": True}) as portal:
         options = NbdOptions(listen="127.0.0.1:0")
-        frontend = portal.call(NbdFrontendDriver.open, options, volume)
+        frontend = portal.call(NbdFrontendDriver.open, options, provider)
         yield frontend.uri("v", "127.0.0.1")
         portal.call(frontend.aclose)
+
+
+@pytest.fixture
+def filled(client: NbdClient) -> bytes:
+    """What a volume holds that is in use already."""
+    client.write(0, b"o" * SIZE)
+    return b"o" * SIZE
 
 
 @pytest.fixture
@@ -60,7 +73,8 @@ def test_what_is_written_is_read(client: NbdClient, volume: MemoryVolume) -> Non
     client.write(4096, b"x" * 8192, fua=True)
     client.flush()
     assert client.read(0, 16384) == bytes(4096) + b"x" * 8192 + bytes(4096)
-    assert bytes(volume.data[4096:12288]) == b"x" * 8192
+    assert volume.read(4096, 8192) == b"x" * 8192
+    assert volume.fua_served == 1
 
 
 def test_many_requests_are_under_way_and_all_are_answered(client: NbdClient) -> None:
@@ -84,18 +98,17 @@ def test_extents_tell_holes(client: NbdClient) -> None:
     assert len(deque_of) == 1
     assert client.extents(0, SIZE) == [
         (MIB, True),
-        (4096, False),
-        (SIZE - MIB - 4096, True),
+        (CHUNK_BYTES, False),
+        (SIZE - MIB - CHUNK_BYTES, True),
     ]
     assert sum(length for length, _ in client.extents(MIB - 4096, 12288)) == 12288
 
 
 def test_an_error_of_the_volume_names_the_request(client: NbdClient, volume: MemoryVolume) -> None:
-    volume.fail = errno.EIO
+    volume.fail(RequestKind.READ, errno.EIO)
     with pytest.raises(VolumeError, match="read of 512 bytes at 1024 failed") as caught:
         client.read(1024, 512)
     assert caught.value.errno == errno.EIO
-    volume.fail = 0
     with pytest.raises(VolumeError):
         client.read(SIZE, 512)
     assert client.read(0, 512) == bytes(512)
@@ -148,9 +161,9 @@ def test_rubbish_from_a_server_is_an_error(sent: bytes, kind: type[HoldfastError
 
 
 def test_a_silent_server_is_given_up_and_a_cut_is_told(
-    volume: MemoryVolume, client: NbdClient, monkeypatch: pytest.MonkeyPatch
+    volume: MemoryVolume, client: NbdClient
 ) -> None:
-    monkeypatch.setattr(volume, "submit", lambda _requests: None)
+    volume.hold()
     client._socket.settimeout(0.05)
     with pytest.raises(UnavailableError, match="did not answer in time"):
         client.read(0, 512)
@@ -179,16 +192,19 @@ def copied_in(client: NbdClient) -> Callable[[Path], int]:
 
 
 def test_a_sparse_file_is_imported_and_exported_without_its_holes(
-    client: NbdClient, volume: MemoryVolume, copied_in: Callable[[Path], int], tmp_path: Path
+    client: NbdClient,
+    volume: MemoryVolume,
+    copied_in: Callable[[Path], int],
+    filled: bytes,
+    tmp_path: Path,
 ) -> None:
-    volume.data[:] = b"old" * (SIZE // 3) + b"ol"
-    volume.held[:] = b"\1" * len(volume.held)
+    assert volume.read(0, SIZE) == filled
     content = {MIB: b"a" * 5000, 6 * MIB: b"b" * 4096}
     path = sparse_file(tmp_path / "in", SIZE, content)
     sent = copied_in(path)
     assert sent < MIB
-    assert bytes(volume.data) == path.read_bytes()
-    assert volume.requests[-1][0] == RequestKind.FLUSH
+    assert volume.read(0, SIZE) == path.read_bytes()
+    assert volume.served[RequestKind.FLUSH] == 1
     out = tmp_path / "out"
     with out.open("wb") as target:
         got = copy_out(client, target.fileno())
@@ -199,13 +215,16 @@ def test_a_sparse_file_is_imported_and_exported_without_its_holes(
 
 @pytest.mark.parametrize("size", [1, 511, 512, 513, 4097, MIB + 7])
 def test_a_file_of_any_size_is_imported_and_what_lies_behind_it_stays(
-    volume: MemoryVolume, copied_in: Callable[[Path], int], tmp_path: Path, size: int
+    volume: MemoryVolume,
+    copied_in: Callable[[Path], int],
+    filled: bytes,
+    tmp_path: Path,
+    size: int,
 ) -> None:
-    volume.data[:] = b"o" * SIZE
     path = tmp_path / "odd"
     path.write_bytes(os.urandom(size))
     assert copied_in(path) == size
-    assert bytes(volume.data) == path.read_bytes() + b"o" * (SIZE - size)
+    assert volume.read(0, SIZE) == path.read_bytes() + filled[size:]
 
 
 def test_zeros_that_are_written_out_become_holes(
@@ -214,11 +233,11 @@ def test_zeros_that_are_written_out_become_holes(
     path = tmp_path / "zeros"
     path.write_bytes(bytes(2 * MIB) + b"x" * 512)
     assert copied_in(path) < MIB
-    assert bytes(volume.data[: 2 * MIB + 512]) == path.read_bytes()
+    assert volume.read(0, 2 * MIB + 512) == path.read_bytes()
 
 
 def test_a_read_only_volume_says_so(volume: MemoryVolume, uri: str) -> None:
-    volume.access = Access.READ_ONLY
+    volume.change(access=Access.READ_ONLY)
     with NbdClient(uri, timeout_s=10) as client:
         assert client.read(0, 512) == bytes(512)
         with pytest.raises(VolumeError, match="write of 512 bytes") as caught:
@@ -226,7 +245,7 @@ def test_a_read_only_volume_says_so(volume: MemoryVolume, uri: str) -> None:
         assert caught.value.errno == errno.EPERM
 
 
-def test_the_writer_finds_every_record_and_every_loss(uri: str, volume: MemoryVolume) -> None:
+def test_the_writer_finds_every_record_and_every_loss(uri: str) -> None:
     writer = Writer(uri, MIB, 4 * MIB)
     writer.start()
     while writer.acknowledged < 300 and writer.failure is None:
@@ -234,8 +253,8 @@ def test_the_writer_finds_every_record_and_every_loss(uri: str, volume: MemoryVo
     writer.stop()
     with NbdClient(uri) as client:
         assert writer.check(client) == []
-        volume.data[MIB + 4096 + 100] ^= 1
-        volume.data[MIB + 8192 : MIB + 12288] = record(1)
+        client.write(MIB + 4096, record(2)[:-512] + bytes(512))
+        client.write(MIB + 8192, record(1))
         assert writer.check(client) == [2, 3]
     assert writer.pause_s > 0
 
@@ -252,7 +271,7 @@ def test_the_writer_goes_round_and_expects_the_last_record(uri: str) -> None:
 
 
 def test_the_writer_tells_what_ended_it(uri: str, volume: MemoryVolume) -> None:
-    volume.fail = errno.EIO
+    volume.fail(RequestKind.WRITE, errno.EIO, times=100)
     writer = Writer(uri, 0, MIB)
     writer.start()
     while writer.failure is None:
