@@ -27,6 +27,8 @@ import anyio.to_thread
 from holdfast.errors import ConflictError, UnavailableError
 from holdfast.local.commands import missing_tools, run, until
 
+DETACH_DEADLINE_S = 10.0
+"""How long somebody may go on using the device that is being detached."""
 _TOOLS = {"nbdfuse": "libnbd-bin", "fusermount3": "fuse3", "losetup": "mount"}
 _children: dict[int, subprocess.Popen[bytes]] = {}
 """nbdfuse processes of this process: kept so that `detach` can reap them."""
@@ -98,7 +100,7 @@ class FuseAttach:
             await run("blockdev", "--flushbufs", device)
             await run("losetup", "--detach", device)
             # The kernel lets go of a device that somebody has open only when they close it.
-            if not await until(lambda: _backing(device) is None):
+            if not await until(lambda: _backing(device) is None, deadline_s=DETACH_DEADLINE_S):
                 raise ConflictError(
                     f"{device} is still in use.", hint=f"Unmount it, then detach: umount {device}"
                 )

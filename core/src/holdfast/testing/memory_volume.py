@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno as errnos
 import mmap
+import sys
 from collections import Counter, deque
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -22,6 +23,8 @@ from holdfast.model import Access, VolumeSpec
 from holdfast.units import CHUNK_BYTES, REQUEST_BYTES_MAX, SECTOR_BYTES, VolumeId, chunks_of
 
 _MISALIGNED = SECTOR_BYTES - 1
+_MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
+"""A volume larger than the machine's memory is fine while it is sparse; named from Python 3.13 on."""
 _WRITING = frozenset(
     {RequestKind.WRITE, RequestKind.DISCARD, RequestKind.ZERO},
 )
@@ -52,7 +55,7 @@ class MemoryVolume:
         """Reserve addresses; pages come when they are written."""
         self.size_bytes = self.spec.size_bytes
         # Private, not shared: only such memory can grow in place and give pages back.
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         self._memory = mmap.mmap(-1, self.size_bytes, flags=flags)
         self._present = bytearray(chunks_of(self.size_bytes))
 
