@@ -14,6 +14,7 @@ import zstandard
 
 from holdfast.messages import Payload
 from holdfast.units import KIB, MIB
+from holdfast_transport_tcp.counters import Counters
 from holdfast_transport_tcp.layout import Stored
 
 COMPRESS_BYTES_MIN: Final = 1 * KIB
@@ -93,10 +94,11 @@ def codec_named(name: str) -> Codec | None:
 class Squeezer:
     """Decides block by block, for one link, whether to compress."""
 
-    __slots__ = ("_codec", "_pause_bytes", "_rest_bytes")
+    __slots__ = ("_codec", "_counters", "_pause_bytes", "_rest_bytes")
 
-    def __init__(self, codec: Codec | None) -> None:
+    def __init__(self, codec: Codec | None, counters: Counters) -> None:
         self._codec = codec
+        self._counters = counters
         self._pause_bytes = PAUSE_BYTES_MIN
         self._rest_bytes = 0
         """Bytes still to go as they are before the next try."""
@@ -107,19 +109,16 @@ class Squeezer:
             return False
         if self._rest_bytes > 0:
             self._rest_bytes -= size
+            self._counters.frames_stored += 1
             return False
         return True
-
-    @property
-    def is_resting(self) -> bool:
-        """Whether the last block tried did not shrink and the pause after it lasts."""
-        return self._rest_bytes > 0
 
     def squeeze(self, data: Payload, size: int) -> tuple[Stored, bytes] | None:
         """Return how `data` is stored and the block, or None when it does not shrink enough."""
         assert self._codec is not None
         block = self._codec.compress(data)
         if len(block) > size * RATIO_MAX:
+            self._counters.frames_stored += 1
             self._rest_bytes = self._pause_bytes
             self._pause_bytes = min(2 * self._pause_bytes, PAUSE_BYTES_MAX)
             return None

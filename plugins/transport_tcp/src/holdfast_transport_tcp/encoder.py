@@ -92,7 +92,7 @@ class Encoder:
             batch_bytes_max: Most bytes of table and data in a frame with several items.
         """
         self._counters = counters
-        self._squeezer = squeezer or Squeezer(None)
+        self._squeezer = squeezer or Squeezer(None, counters)
         self._batch_bytes_max = batch_bytes_max
         self._buffers: list[Payload] = []
 
@@ -260,22 +260,18 @@ class Encoder:
             checksum = digest.intdigest()
             pieces = [data]
             squeezed = self._squeezer.squeeze(data, size)
-            if squeezed is None:
-                counters.frames_stored += 1
-            else:
+            if squeezed is not None:
                 stored, block = squeezed
                 pieces, stored_size = [block], len(block)
+        elif size <= JOIN_PIECE_BYTES_MAX * len(pieces):
+            table = b"".join((table, *pieces))
+            pieces = []
+            checksum = xxh3_64_intdigest(table) if table else 0
         else:
-            counters.frames_stored += size > 0 and self._squeezer.is_resting
-            if size <= JOIN_PIECE_BYTES_MAX * len(pieces):
-                table = b"".join((table, *pieces))
-                pieces = []
-                checksum = xxh3_64_intdigest(table) if table else 0
-            else:
-                digest = xxh3_64(table)
-                for piece in pieces:
-                    digest.update(piece)
-                checksum = digest.intdigest()
+            digest = xxh3_64(table)
+            for piece in pieces:
+                digest.update(piece)
+            checksum = digest.intdigest()
         head = _pack_header(
             MAGIC,
             VERSION,

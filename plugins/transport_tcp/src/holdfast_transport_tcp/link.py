@@ -223,7 +223,7 @@ class TcpLink(asyncio.BufferedProtocol):
         """Compress both directions as the handshake chose."""
         codec = codec_named(compression)
         self._decoder.use(codec)
-        self._encoder.use(Squeezer(codec))
+        self._encoder.use(Squeezer(codec, self._room.counters))
 
     def _send_own(self, message: Preface | Welcome) -> None:
         assert self._transport is not None
