@@ -1,4 +1,4 @@
-"""Installs with plain pip, in environments of its own: everything, the core alone, strangers' drivers.
+"""Installs by plain pip, in environments of its own: everything, the core alone, strangers.
 
 Two environments are made once and grow from test to test, so the order of the tests is their story.
 Whatever this process imports, the programs run here see only what pip has installed.

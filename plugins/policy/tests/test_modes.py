@@ -1,4 +1,4 @@
-"""Every mode, against the table that its documentation prints and against properties of the rule."""
+"""Every mode, against the documented table and against properties of the rule."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ RW, RO, ERROR, NONE, SUSPENDED = (
     Access.SUSPENDED,
 )
 
-# Replicas declared and online, and after the grace: hard, soft, v1-hard, v1-soft. The two modes that
-# are always on, and the threshold, need no column.
+# Replicas declared and online, and after the grace: hard, soft, v1-hard, v1-soft. The two modes
+# that are always on, and the threshold, need no column.
 STEADY = """
 0 0  RW RW  RW   RW
 1 1  RW RW  RW   RW
@@ -243,12 +243,12 @@ def test_reasons_are_sentences_with_the_numbers_in_them() -> None:
         "2 of 2 replicas online (1 still syncing)."
     )
     assert policy.decide(view(2, 1), NOW).reason == (
-        "1 of 2 replicas online, 2 needed; reads and writes go on, and after 90 s of this the volume"
-        " is read-only."
+        "1 of 2 replicas online, 2 needed; reads and writes go on, and after 90 s of this"
+        " the volume is read-only."
     )
     assert policy.decide(view(2, 1, below_since=0), NOW).reason == (
-        "1 of 2 replicas online, 2 needed for more than 90 s; the volume is read-only until they are"
-        " back and it is attached anew."
+        "1 of 2 replicas online, 2 needed for more than 90 s; the volume is read-only until they"
+        " are back and it is attached anew."
     )
 
 

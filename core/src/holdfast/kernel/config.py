@@ -299,7 +299,7 @@ class _Reader:
 
     @staticmethod
     def _misplaced(key: str, name: str, driver: Any, where: Where) -> ConfigError:
-        """Return the error for a plain value beside `driver`, which is what most people try first."""
+        """Return the error for a plain value beside `driver`, the commonest slip."""
         cls = getattr(driver, "Options", None)
         options = [] if cls is None else [info.name for info in describe_options(cls)]
         nearest = difflib.get_close_matches(key, options, n=1)

@@ -1,7 +1,7 @@
 """Every hook that an observer may implement, and the loader that keeps observers harmless.
 
-An observer is an entry point in `holdfast.hooks`: a module, an instance, or a class without arguments,
-with any of the functions below, each marked for pluggy's project `holdfast`:
+An observer is an entry point in `holdfast.hooks`: a module, an instance, or a class without
+arguments, with any of the functions below, each marked for pluggy's project `holdfast`:
 
     hookimpl = pluggy.HookimplMarker("holdfast")
 
@@ -9,10 +9,10 @@ with any of the functions below, each marked for pluggy's project `holdfast`:
     def node_lost(node):
         page_somebody(node)
 
-A hook names only the arguments that it wants. Hooks are told after the fact and decide nothing, except
-that `score_placement` adds points. They run on the event loop's thread, so they return at once; what
-takes time belongs in a thread of the observer's own. An observer that raises is logged and has no
-other effect. Nothing here is called for a request.
+A hook names only the arguments that it wants. Hooks are told after the fact and decide nothing,
+except that `score_placement` adds points. They run on the event loop's thread, so they return at
+once; what takes time belongs in a thread of the observer's own. An observer that raises is logged
+and has no other effect. Nothing here is called for a request.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ class Hooks(Protocol):
         """Add to a node's score for one more copy of a volume.
 
         Called for each node when a copy is to be placed. Of two nodes that are otherwise alike, one
-        copy held makes a difference of 1, an empty disk one of 10 and a zone of its own one of 1000.
+        copy held makes a difference of 1, an empty disk one of 10 and a zone of its own one of
+        1000.
 
         Args:
             spec: The volume.
@@ -108,8 +109,8 @@ class Hooks(Protocol):
             node: The node that is scraped.
 
         Returns:
-            Name, value and labels of each sample. Names begin with `holdfast_` and end in their unit,
-            those of counters in `_total`.
+            Name, value and labels of each sample. Names begin with `holdfast_` and end in their
+            unit, those of counters in `_total`.
         """
 
 
@@ -117,7 +118,7 @@ class HookManager:
     """The observers of one process; telling them never raises."""
 
     def __init__(self, observers: Iterable[tuple[str, Any]] = ()) -> None:
-        """Register `observers`, each with its name; one that does not fit is logged and left out."""
+        """Register `observers` with their names; one that does not fit is logged and left out."""
         self._manager = pluggy.PluginManager("holdfast")
         self._manager.add_hookspecs(Hooks)
         for name, observer in observers:
@@ -141,7 +142,8 @@ class HookManager:
         caller = getattr(self._manager.hook, hook)
         results = []
         for implementation in caller.get_hookimpls():
-            # pluggy's own call stops at the first exception, and would keep the others from being told.
+            # pluggy's own call stops at the first exception, and would keep the others from being
+            # told.
             wanted = [arguments[name] for name in implementation.argnames]
             try:
                 result = implementation.function(*wanted)
@@ -169,7 +171,7 @@ class HookManager:
             # A misspelled hook would silently never be called.
             self._manager.check_pending()
             self._refuse_wrappers(instance)
-        except Exception as error:  # noqa: BLE001 - foreign code; it is left out whatever it raises.
+        except Exception as error:  # noqa: BLE001 - foreign code; see the module.
             _log.error("Observer %s is left out: %s", name, error)
             if self._manager.has_plugin(name):
                 self._manager.unregister(name=name)

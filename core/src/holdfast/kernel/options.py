@@ -1,21 +1,21 @@
 """Options: attrs classes that declare what may be configured, and the strict way to fill them.
 
-Every section of the configuration and every driver's `Options` is an attrs class. A field's type says
-what a value must be: `str`, `int`, `float`, `bool`, `list[str]` or `tuple[str, ...]`, `dict[str, str]`
-or `Mapping[str, str]`, an `enum.Enum`, a `Literal`, or one of these or None. Its metadata says the
-rest, each key optional:
+Every section of the configuration and every driver's `Options` is an attrs class. A field's type
+says what a value must be: `str`, `int`, `float`, `bool`, `list[str]` or `tuple[str, ...]`,
+`dict[str, str]` or `Mapping[str, str]`, an `enum.Enum`, a `Literal`, or one of these or None. Its
+metadata says the rest, each key optional:
 
 - `doc`: a sentence for the reference;
-- `unit`: `s` or `bytes`, if the name does not say it as `timeout_s` and `frame_bytes_max` do; a whole
-  number of bytes may also be written as `"512MiB"`;
+- `unit`: `s` or `bytes`, if the name does not say it as `timeout_s` and `frame_bytes_max` do; a
+  whole number of bytes may also be written as `"512MiB"`;
 - `choices`: the values there are;
 - `min` and `max`: inclusive limits of a number;
 - `path`: True if it is a file name, which then counts from the configuration file's folder;
 - `secret`: True if no listing may show it.
 
-The string under a field serves as `doc` too, and attrs' own validators `in_`, `ge`, `le`, `gt` and `lt`
-as choices and limits. Whatever else must hold, other validators say. This module does not know which
-sections there are.
+The string under a field serves as `doc` too, and attrs' own validators `in_`, `ge`, `le`, `gt` and
+`lt` as choices and limits. Whatever else must hold, other validators say. This module does not know
+which sections there are.
 """
 
 from __future__ import annotations

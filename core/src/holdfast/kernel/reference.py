@@ -22,18 +22,18 @@ KINDS: tuple[str, ...] = ("state", "transport", "frontend", "policy")
 _INTRODUCTION = """\
 # Configuration
 
-A node reads one TOML file: `holdfast node run --config n1.toml`. `holdfast config check` says whether
-a file is right, and `holdfast config show` prints every value in force with the line that it comes
-from. What is unknown, of the wrong type or impossible is refused, with file, line, key, value and the
-nearest right spelling. File names count from the file's own folder. Sizes in bytes may be
-written as `"512MiB"`.
+A node reads one TOML file: `holdfast node run --config n1.toml`. `holdfast config check` says
+whether a file is right, and `holdfast config show` prints every value in force with the line that
+it comes from. What is unknown, of the wrong type or impossible is refused, with file, line, key,
+value and the nearest right spelling. File names count from the file's own folder. Sizes in bytes
+may be written as `"512MiB"`.
 
 This page is generated from the options that the code declares; do not edit it.
 """
 
 
 def installed_options() -> list[tuple[str, str, type[Any]]]:
-    """Return kind, name and options class of every installed driver that has a section and works."""
+    """Return kind, name and options class of every working driver that has a section."""
     found = []
     for kind in KINDS:
         for name in registry.names(kind):

@@ -1,9 +1,9 @@
 """Find and load exactly one driver by kind and name, and explain it when that fails.
 
 Drivers are entry points of installed distributions: stevedore loads them, `importlib.metadata` says
-whose they are. The registry knows names, distributions and API versions; it refuses to know what any
-driver does. Nothing is imported but what was asked for, and a driver that breaks while it is imported
-is reported with its reason and stops nobody else.
+whose they are. The registry knows names, distributions and API versions; it refuses to know what
+any driver does. Nothing is imported but what was asked for, and a driver that breaks while it is
+imported is reported with its reason and stops nobody else.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ class DriverInfo:
 class _FreshManager(NamedExtensionManager[Any]):
     """stevedore without its cache of entry points.
 
-    The cache in the user's home directory hashes modification times as 32-bit floats, a grain of 128
-    seconds: a plugin that is reinstalled within that time keeps its old names. It also drops the
-    distribution, which the operator wants to see.
+    The cache in the user's home directory hashes modification times as 32-bit floats, a grain of
+    128 seconds: a plugin that is reinstalled within that time keeps its old names. It also drops
+    the distribution, which the operator wants to see.
     """
 
     def list_entry_points(self) -> list[EntryPoint]:

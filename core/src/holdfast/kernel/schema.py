@@ -81,7 +81,7 @@ def _default(field: attrs.Attribute[Any]) -> Any:
 
 
 def unit_of(field: attrs.Attribute[Any]) -> str:
-    """Return the unit of a number, from metadata or from the name, as `timeout_s` and `bytes_max`."""
+    """Return the unit of a number, from metadata or from a name such as `timeout_s`."""
     if "unit" in field.metadata:
         return str(field.metadata["unit"])
     words = field.name.split("_")

@@ -1,7 +1,8 @@
 """Read TOML and remember the line of every key, which `tomllib` forgets.
 
-A statement of TOML ends at a line's end, and until then what there is of it does not parse. So lines
-are gathered until `tomllib` accepts them: its grammar decides, and this module has none of its own.
+A statement of TOML ends at a line's end, and until then what there is of it does not parse. So
+lines are gathered until `tomllib` accepts them: its grammar decides, and this module has none of
+its own.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 They act at once, without any grace, and go back by themselves; nothing is sticky, and what another
 mode withdrew is given back as soon as the count is right. Source: the design's section 5, after
-StorageOS v1, which since its version 1.1.5 counts the replicas that are there, not those that failed.
+StorageOS v1, which since its version 1.1.5 counts the replicas that are there, not those that
+failed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The rule that the second generation of failure modes shares: how writing is lost and regained.
 
 A mode says how many online replicas it wants; everything else is here. The rule owns no clock: the
-moment of the fall comes from the group record, so that it survives a failover, and the moment to ask
-again is told in the verdict.
+moment of the fall comes from the group record, so that it survives a failover, and the moment to
+ask again is told in the verdict.
 
 Source: StorageOS v2, "failure modes": I/O goes on for 90 s while a replacement is made, then the
 volume is read-only until enough replicas are back and it has been mounted again.

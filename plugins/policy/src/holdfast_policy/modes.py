@@ -1,7 +1,7 @@
 """The second generation of failure modes: `hard`, `soft`, `threshold` and `alwayson`.
 
-The first three differ in one number, the fewest online replicas with which a volume is writable; the
-rule around it is in `grace.py`. Source: the design's section 5, after StorageOS v2.
+The first three differ in one number, the fewest online replicas with which a volume is writable;
+the rule around it is in `grace.py`. Source: the design's section 5, after StorageOS v2.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What every policy must do; see `interfaces/policy.py` for the promises checked here.
 
-The checks walk through every view that a group can show (declared and online replicas, the access in
-force, since when) and hold the verdicts to what the group relies on. What only some modes do, such
-as a grace, is declared in `Capabilities`, and then the opposite is a failure too.
+The checks walk through every view that a group can show (declared and online replicas, the access
+in force, since when) and hold the verdicts to what the group relies on. What only some modes do,
+such as a grace, is declared in `Capabilities`, and then the opposite is a failure too.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Capabilities:
     """What a mode declares of itself."""
 
     grace: bool = True
-    """Serves, or holds requests, for a while after a fall; False: acts at once, and never asks to be
-    asked again."""
+    """Serves, or holds requests, for a while after a fall; False: acts at once, and never asks to
+    be asked again."""
     sticky: bool = True
-    """Keeps read-only and error until the volume is attached anew; False: writes again by itself."""
+    """Keeps read-only and error until the volume is attached anew; False: writes again unasked."""
 
 
 @attrs.define
@@ -95,7 +95,7 @@ Check = Callable[[Subject], None]
 
 
 def check_the_driver_declares_itself(subject: Subject) -> None:
-    """The driver has the name, version and options class that the registry and the configuration need."""
+    """The driver has the name, the version and the options class that the kernel needs."""
     driver = subject.driver
     subject.expect(driver.API_VERSION == API_VERSION, f"API_VERSION is not {API_VERSION}.")
     subject.expect(
@@ -165,7 +165,7 @@ def check_what_waited_goes_on_with_enough_replicas(subject: Subject) -> None:
 
 
 def check_writing_comes_back_with_a_new_attachment(subject: Subject) -> None:
-    """With A >= M and a new attachment every volume is writable, whatever was withdrawn (I6, I7)."""
+    """With A >= M and a new attachment every volume is writable, whatever was before (I6)."""
     for policy, view in _enough(subject):
         if view.attached_anew:
             access = policy.decide(view, NOW).access
@@ -208,12 +208,12 @@ def check_nothing_changes_before_the_deadline(subject: Subject) -> None:
                 access = policy.decide(stored, NOW + age).access
                 subject.expect(
                     access is verdict.access,
-                    f"{verdict.access.value} became {access.value} unasked after {age:g} s: {view}.",
+                    f"{verdict.access.value} turned {access.value} unasked in {age:g} s: {view}.",
                 )
 
 
 def check_a_deadline_lies_ahead_and_is_kept(subject: Subject) -> None:
-    """A deadline is later than now, and at it there is none, or a later one: nobody asks in a circle."""
+    """A deadline is later than now, and at it there is none or a later one: no circle."""
     for policy, view in subject.views():
         verdict = policy.decide(view, NOW)
         if verdict.deadline is None:
@@ -259,7 +259,7 @@ def check_the_grace_is_as_declared(subject: Subject) -> None:
 
 
 def check_stickiness_is_as_declared(subject: Subject) -> None:
-    """With A >= M and nobody attached anew, a sticky mode keeps what it withdrew, another does not."""
+    """With A >= M but no new attachment a sticky mode keeps what it withdrew, others do not."""
     kept = 0
     for policy, view in _enough(subject):
         if view.access in WITHDRAWN and not view.attached_anew:
