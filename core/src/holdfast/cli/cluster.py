@@ -52,9 +52,9 @@ def up(
     A cluster that exists is started as it is. Without --detach it runs until Ctrl-C.
     """
     context = here(ctx)
-    cluster = LocalCluster.create(context.dir, count=nodes, extra=config)
     began = time.monotonic()
-    with cluster.locked():
+    with locked(context.dir):
+        cluster = LocalCluster.create(context.dir, count=nodes, extra=config)
         started = supervisor.start(cluster.nodes)
     took_s = time.monotonic() - began
     if context.json:

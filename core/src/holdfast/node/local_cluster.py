@@ -176,10 +176,7 @@ class LocalCluster:
             cluster._save()  # noqa: SLF001
             cluster._write_nodes(shared, rewrite=extra is not None)  # noqa: SLF001
         except OSError as error:
-            raise UsageError(
-                f"The cluster's folder {directory} cannot be used: {error.strerror}.",
-                hint="Choose a folder that you may write to with --dir.",
-            ) from error
+            raise _unusable(directory, error) from error
         return cluster
 
     @property
@@ -303,10 +300,21 @@ class LocalCluster:
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Hold the lock of the cluster in `directory`; waits for another command to end."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "cluster.lock").open("w") as file:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = (directory / "cluster.lock").open("w")
+    except OSError as error:
+        raise _unusable(directory, error) from error
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _unusable(directory: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"The cluster's folder {directory} cannot be used: {error.strerror}.",
+        hint="Choose a folder that you may write to with --dir.",
+    )
 
 
 def _existing(directory: Path) -> LocalCluster | None:
