@@ -10,7 +10,6 @@ import typer
 from holdfast.cli.context import here, put, put_json
 from holdfast.node import supervisor
 from holdfast.node.local_cluster import LocalNode, locked
-from holdfast.node.processes import write_pid
 
 app = typer.Typer(name="node", help="Run, start, stop and look at nodes.", no_args_is_help=True)
 
@@ -30,18 +29,9 @@ def run(
 
     A clean stop hands primaries over to other nodes first.
     """
-    from holdfast.kernel.config import load_config
-    from holdfast.node.daemon import run_node
+    from holdfast.node.launch import launch
 
-    loaded = load_config(config)
-    if pid_file is None:
-        raise typer.Exit(run_node(loaded))
-    write_pid(pid_file)
-    try:
-        code = run_node(loaded)
-    finally:
-        pid_file.unlink(missing_ok=True)
-    raise typer.Exit(code)
+    raise typer.Exit(launch(config, pid_file))
 
 
 @app.command()

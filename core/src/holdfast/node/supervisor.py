@@ -129,17 +129,9 @@ def _launch(node: LocalNode) -> _Launch:
     node.pid_file.unlink(missing_ok=True)
     with node.log.open("ab") as log:
         # -P: the folder that the node runs in is not a place to import from.
-        program = [sys.executable, "-P", "-m", "holdfast", "--json"]
+        program = [sys.executable, "-P", "-m", "holdfast.node", "--config", str(node.config)]
         process = subprocess.Popen(
-            [
-                *program,
-                "node",
-                "run",
-                "--config",
-                str(node.config),
-                "--pid-file",
-                str(node.pid_file),
-            ],
+            [*program, "--pid-file", str(node.pid_file)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -1,0 +1,29 @@
+"""Runs one node from its configuration file: the same for a terminal and for a supervisor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from holdfast.kernel.config import load_config
+from holdfast.node.daemon import run_node
+from holdfast.node.processes import write_pid
+
+
+def launch(config: Path, pid_file: Path | None) -> int:
+    """Run the node that `config` describes until it is told to stop; return its exit code.
+
+    Args:
+        config: The TOML file.
+        pid_file: Where the process id stands while the node runs; None: nowhere.
+
+    Raises:
+        HoldfastError: It cannot start; says why.
+    """
+    loaded = load_config(config)
+    if pid_file is None:
+        return run_node(loaded)
+    write_pid(pid_file)
+    try:
+        return run_node(loaded)
+    finally:
+        pid_file.unlink(missing_ok=True)
