@@ -280,6 +280,30 @@ def test_nesting_without_end_is_a_config_error() -> None:
         config_from_text(f"a = {'[' * 100_000}", load=load)
 
 
+def test_the_example_of_the_design_is_right_for_the_drivers_of_this_tree() -> None:
+    config = config_from_text(
+        """
+        [node]
+        name = "a"
+        data = ["/var/lib/holdfast"]      # each a directory or a block device
+        [state]
+        driver = "sqlite"                  # or "etcd", "kubernetes"
+        [transport]
+        driver = "tcp"
+        [transport.tcp]
+        port = 5703
+        compression = "lz4"
+        [volumes.defaults]
+        replicas = 1
+        policy = "hard"
+        [frontend.nbd]
+        listen = "127.0.0.1:10809"
+        """
+    )
+    assert config.transport.options.compression == "lz4"
+    assert config.frontends["nbd"].options.listen == "127.0.0.1:10809"
+
+
 def test_the_reference_has_every_key_of_every_section_and_driver() -> None:
     drivers = installed_options()
     page = render_reference(drivers)

@@ -40,7 +40,7 @@ _T = TypeVar("_T")
 class SqliteStateOptions:
     """Options of `[state.sqlite]`."""
 
-    path: str
+    path: str = attrs.field(default="/var/lib/holdfast/state.db", metadata={"path": True})
     """The file; made with mode 0600 if it is missing. Sockets stand in `PATH.watch` beside it."""
     lock_timeout_s: float = 5.0
     """How long another process's transaction is waited for; they take milliseconds."""
