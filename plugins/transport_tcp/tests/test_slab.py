@@ -42,16 +42,24 @@ def test_a_shelf_forgets_what_passes_its_limit() -> None:
     assert [any(t is s for t in taken) for s in slabs] == [False, False, True, True, True, True]
 
 
-def test_an_inbox_writes_from_the_beginning_again_when_all_is_read() -> None:
-    inbox = Inbox(Shelf())
+def test_an_inbox_without_unread_bytes_holds_no_slab() -> None:
+    shelf = Shelf()
+    inbox = Inbox(shelf)
+    assert not inbox.slab
+    inbox.buffer()
     slab = inbox.slab
-    inbox.end = inbox.start = 1000
-    assert len(inbox.buffer()) == SLAB_BYTES_MIN
+    inbox.end = 1000
+    inbox.read_up_to(900, 0)
     assert inbox.slab is slab
+    inbox.read_up_to(1000, 0)
+    assert not inbox.slab
+    assert (inbox.start, inbox.end, inbox.needed) == (0, 0, 0)
+    assert Inbox(shelf).buffer().obj is slab
 
 
 def test_an_inbox_turns_to_another_slab_while_the_old_one_is_looked_at() -> None:
     inbox = Inbox(Shelf())
+    inbox.buffer()
     old = inbox.slab
     old[:4] = b"keep"
     view = memoryview(old)[:4]
@@ -65,6 +73,7 @@ def test_an_inbox_turns_to_another_slab_while_the_old_one_is_looked_at() -> None
 
 def test_an_inbox_makes_room_for_a_frame_that_is_larger_than_its_slab() -> None:
     inbox = Inbox(Shelf())
+    inbox.buffer()
     inbox.slab[100:110] = b"0123456789"
     inbox.start, inbox.end = 100, 110
     inbox.needed = 10 * SLAB_BYTES_MIN

@@ -122,8 +122,7 @@ class Decoder:
             needed = 0
         if 0 < end - start < HEADER.size:
             _check_magic(view[start : min(end, start + len(MAGIC))])
-        inbox.start = start
-        inbox.needed = needed
+        inbox.read_up_to(start, needed)
 
     def _check_header(
         self, view: memoryview, start: int, header: tuple[Any, ...]

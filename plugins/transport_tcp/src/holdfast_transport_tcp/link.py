@@ -23,7 +23,7 @@ from holdfast.errors import (
 from holdfast.interfaces.transport import Accept, LinkHandler
 from holdfast.messages import Attach, Hello, Message, PeerHello, SessionOpen
 from holdfast_transport_tcp import preface
-from holdfast_transport_tcp.compression import Squeezer, codec_named
+from holdfast_transport_tcp.compression import Codec, Squeezer
 from holdfast_transport_tcp.counters import Counters
 from holdfast_transport_tcp.decoder import Decoder, OtherVersionError
 from holdfast_transport_tcp.encoder import Encoder
@@ -45,6 +45,10 @@ class Room(Protocol):
     node: str
     counters: Counters
     shelf: Shelf
+
+    def codec(self, name: str) -> Codec | None:
+        """Return the codec of a negotiated name, one for all links; None for `none`."""
+        ...
 
     def arrived(self, link: TcpLink) -> None:
         """Take note of a connection."""
@@ -176,7 +180,7 @@ class TcpLink(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Decode what arrived and deliver it in one call."""
         if not self._open:
-            self._inbox.start = self._inbox.end = self._inbox.needed = 0
+            self._inbox.clear()
             return
         messages: list[Any] = []
         error: RemoteProtocolError | None = None
@@ -205,7 +209,7 @@ class TcpLink(asyncio.BufferedProtocol):
             UnavailableError(f"The connection to {self.peer} was lost: {exc or 'it was closed'}.")
         )
         self._cancel_timer()
-        self._inbox.close()
+        self._inbox.clear()
         self._room.left(self)
 
     # --- stages -----------------------------------------------------------------------------
@@ -221,7 +225,7 @@ class TcpLink(asyncio.BufferedProtocol):
 
     def _use(self, compression: str) -> None:
         """Compress both directions as the handshake chose."""
-        codec = codec_named(compression)
+        codec = self._room.codec(compression)
         self._decoder.use(codec)
         self._encoder.use(Squeezer(codec, self._room.counters))
 

@@ -21,6 +21,9 @@ ROOM_BYTES_MIN: Final = 64 * KIB
 SHELF_BYTES_MAX: Final = 64 * MIB
 """What one transport keeps aside for reuse; beyond it memory goes back to the allocator."""
 
+PROBES: Final = 8
+"""Slabs tried at each end of the shelf; each costs 0.15 us."""
+
 
 def is_free(slab: bytearray) -> bool:
     """Return whether no view of `slab` exists."""
@@ -33,17 +36,26 @@ def is_free(slab: bytearray) -> bool:
 
 
 class Shelf:
-    """The slabs of one transport that no link is writing into, some of them still looked at."""
+    """The slabs of one transport that no link is receiving into, some of them still looked at."""
 
     def __init__(self) -> None:
         self._slabs: list[bytearray] = []
         self._bytes = 0
 
     def take(self, size: int) -> bytearray:
-        """Return a slab of at least `size` bytes that nobody looks at; its contents are old."""
-        for index, slab in enumerate(self._slabs):
+        """Return a slab of at least `size` bytes that nobody looks at; its contents are old.
+
+        The latest ones are tried first, because the processor's cache has them, then the oldest,
+        because those are the likeliest to be free. `PROBES` of each bound the search.
+        """
+        slabs = self._slabs
+        count = len(slabs)
+        latest = range(count - 1, max(-1, count - 1 - PROBES), -1)
+        oldest = range(min(PROBES, max(0, count - PROBES)))
+        for index in (*latest, *oldest):
+            slab: bytearray = slabs[index]
             if size <= len(slab) <= 4 * size and is_free(slab):
-                del self._slabs[index]
+                del slabs[index]
                 self._bytes -= len(slab)
                 return slab
         return bytearray(size)
@@ -59,6 +71,8 @@ class Shelf:
 class Inbox:
     """The bytes that one link has received and not yet turned into frames.
 
+    A link without unread bytes has no slab, so that a thousand idle links hold none.
+
     Invariant: `0 <= start <= end <= len(slab)`; the bytes between are the unread ones.
     """
 
@@ -67,7 +81,7 @@ class Inbox:
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
         self._size = SLAB_BYTES_MIN
-        self.slab = shelf.take(self._size)
+        self.slab = bytearray()
         self.start = 0
         self.end = 0
         self.needed = 0
@@ -75,12 +89,27 @@ class Inbox:
 
     def buffer(self) -> memoryview:
         """Return where the next bytes go: room for the rest of the frame, or as much as there is."""
-        if self.start == self.end and self.start and is_free(self.slab):
-            self.start = self.end = 0
-        room = len(self.slab) - self.end
-        if room < ROOM_BYTES_MIN or self.start + self.needed > len(self.slab):
+        size = len(self.slab)
+        if not size:
+            self.slab = self._shelf.take(self._size)
+        elif size - self.end < ROOM_BYTES_MIN or self.start + self.needed > size:
             self._turn_over()
         return memoryview(self.slab)[self.end :]
+
+    def read_up_to(self, start: int, needed: int) -> None:
+        """Take note that the bytes before `start` are read and what the frame there needs."""
+        if start == self.end:
+            self.clear()
+        else:
+            self.start = start
+            self.needed = needed
+
+    def clear(self) -> None:
+        """Forget what is unread and give the slab back; whoever looks at it keeps it as it is."""
+        if self.slab:
+            self._shelf.put(self.slab)
+            self.slab = bytearray()
+        self.start = self.end = self.needed = 0
 
     def _turn_over(self) -> None:
         """Move the unread bytes to the beginning of this slab, or of another if this is in use."""
@@ -92,11 +121,6 @@ class Inbox:
         if len(old) < size or not is_free(old):
             self.slab = self._shelf.take(size)
             self._shelf.put(old)
-        self.slab[:unread] = memoryview(old)[self.start : self.end]
+        # Between views, because those may overlap.
+        memoryview(self.slab)[:unread] = memoryview(old)[self.start : self.end]
         self.start, self.end = 0, unread
-
-    def close(self) -> None:
-        """Give the slab back."""
-        self._shelf.put(self.slab)
-        self.slab = bytearray()
-        self.start = self.end = self.needed = 0

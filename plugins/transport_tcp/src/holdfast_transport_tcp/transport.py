@@ -19,6 +19,7 @@ import anyio
 from holdfast.errors import UnavailableError, UsageError
 from holdfast.interfaces.transport import Accept, LinkHandler
 from holdfast.messages import Hello
+from holdfast_transport_tcp.compression import Codec, codec_named
 from holdfast_transport_tcp.counters import Counters
 from holdfast_transport_tcp.heap import keep_warm
 from holdfast_transport_tcp.link import AcceptedLink, ConnectingLink, TcpLink
@@ -106,6 +107,7 @@ class TcpTransport:
         self.shelf = Shelf()
         self._links: set[TcpLink] = set()
         self._listeners: list[TcpListener] = []
+        self._codecs: dict[str, Codec | None] = {}
 
     async def listen(self, accept: Accept) -> TcpListener:
         """Listen where the options say.
@@ -176,6 +178,12 @@ class TcpTransport:
                 raise UnavailableError(f"{address} cannot be reached: {error}.") from error
             raise
         return link
+
+    def codec(self, name: str) -> Codec | None:
+        """Return the codec of a negotiated name; Zstandard's contexts take a MiB, so links share."""
+        if name not in self._codecs:
+            self._codecs[name] = codec_named(name)
+        return self._codecs[name]
 
     def arrived(self, link: TcpLink) -> None:
         """Take note of a connection, and make the kernel notice when its peer dies."""

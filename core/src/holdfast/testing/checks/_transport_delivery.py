@@ -146,7 +146,12 @@ async def check_payloads_stay_valid_while_held(subject: Subject) -> None:
                 assert isinstance(message, Batch)
                 kept = message.ops[0]
                 message.ops[:] = [kept._replace(data=bytes(kept.data))]  # type: ignore[index]
-        for i, op in enumerate(pair.at_far.ops):
+        # Nor by what arrives while the link is being closed.
+        pair.near.send([write(i, bytes([255]) * size) for i in range(401, 441)])
+        pair.far.close()
+        pair.near.send([write(i, bytes([255]) * size) for i in range(441, 481)])
+        await pair.at_near.until_lost()
+        for i, op in enumerate(pair.at_far.ops[: len(digests)]):
             same = hashlib.sha256(op.data).digest() == digests[i] and op.data == pattern(
                 i + 1, size
             )
