@@ -1,11 +1,12 @@
 """What every test run needs: this tree's own drivers, and no traces behind it.
 
-Tests import the tree through pytest's `pythonpath`, installed or not. Drivers, however, are found by
-their distribution's metadata; so the metadata of every member is written out of its `pyproject.toml`
-into a temporary folder that stands first on the path, for this process and for child processes.
+Tests import the tree through pytest's `pythonpath`, installed or not. Drivers, however, are found
+by their distribution's metadata; so the metadata of every member is written out of its
+`pyproject.toml` into a temporary folder that stands first on the path, for this process and for
+child processes.
 
-Every process that a test starts inherits a mark in its environment; one that carries it still when all
-tests are done was forgotten, and fails the run.
+Every process that a test starts inherits a mark in its environment; one that carries it still when
+all tests are done was forgotten, and fails the run.
 """
 
 from __future__ import annotations
