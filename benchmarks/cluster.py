@@ -1,0 +1,26 @@
+"""Holdfast as one of those that are measured: a local cluster with one volume of two replicas."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.harness.cluster import CommandFailedError, RunningCluster
+
+from benchmarks.peers import PeerError, Server
+
+REPLICAS = 2
+
+
+@contextlib.contextmanager
+def holdfast(folder: Path, size: int) -> Iterator[Server]:
+    """Three nodes with default settings, so lz4 on; used through the primary's node."""
+    try:
+        with RunningCluster(folder / "cluster", nodes=REPLICAS + 1) as cluster:
+            cluster.create("bench", str(size), replicas=REPLICAS)
+            pids = tuple(cluster.pid(name) for name in cluster.names)
+            uri = cluster.url("bench", cluster.primary("bench"))
+            yield Server(uri, pids, copies=REPLICAS + 1)
+    except CommandFailedError as error:
+        raise PeerError(str(error)) from error

@@ -1,0 +1,137 @@
+"""Figures as tables that can be pasted into a page, as JSON, and beside those of an earlier run."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from benchmarks.jobs import JOBS, Figures
+
+OURS = "holdfast"
+FOREIGN_PERCENT_MAX = 15.0
+GOALS = {"randwrite-d16": ("quorum", 3.0), "randwrite-d1": ("quorum", 1.1)}
+"""Job to peer, and how many times its rate is promised."""
+
+
+@attrs.define
+class Report:
+    """All figures of one program run: by peer, by job, one for each round."""
+
+    about: dict[str, str]
+    figures: dict[str, dict[str, list[Figures]]] = attrs.field(factory=dict)
+    failures: dict[str, str] = attrs.field(factory=dict)
+    """Why a peer, or a job on it, could not be measured."""
+
+    def add(self, peer: str, job: str, figures: Figures) -> None:
+        """Keep one round's figures."""
+        self.figures.setdefault(peer, {}).setdefault(job, []).append(figures)
+
+    def median(self, peer: str, job: str, of: Callable[[Figures], float]) -> float | None:
+        """Return the median over the rounds, or None when nothing was measured."""
+        rounds = self.figures.get(peer, {}).get(job)
+        return statistics.median(map(of, rounds)) if rounds else None
+
+    def save(self, path: Path) -> None:
+        """Write everything as JSON."""
+        path.write_text(json.dumps(attrs.asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Report:
+        """Read what `save` wrote."""
+        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        figures = {
+            peer: {job: [Figures(**each) for each in rounds] for job, rounds in jobs.items()}
+            for peer, jobs in raw["figures"].items()
+        }
+        return cls(raw["about"], figures, raw["failures"])
+
+    def text(self, earlier: Report | None = None) -> str:
+        """Return the tables, in Markdown."""
+        parts = [", ".join(f"{key} {value}" for key, value in self.about.items())]
+        parts += [
+            self._table("Requests a second, or MB/s for 64k and 1m", self._rate),
+            self._table("Latency, us: p50 / p99", self._latency),
+            self._table("Processor time for one request, us: servers + client", self._cpu),
+            self._table("Resident memory of all server processes, MiB", self._memory),
+        ]
+        if OURS in self.figures:
+            parts.append(self._table(f"{OURS}, times the peer's rate", self._ratio, skip=OURS))
+        if earlier is not None:
+            parts.append(self._table("Change of rate since the earlier run", self._change(earlier)))
+        parts += [f"Not measured: {what}: {why}" for what, why in self.failures.items()]
+        parts += self._goals()
+        return "\n\n".join(part for part in parts if part)
+
+    def _table(
+        self, title: str, cell: Callable[[str, str], str], *, skip: str | None = None
+    ) -> str:
+        jobs = [job for job in JOBS if any(job in each for each in self.figures.values())]
+        peers = [peer for peer in self.figures if peer != skip]
+        if not jobs or not peers:
+            return ""
+        head = ["peer", *jobs]
+        rows = [[peer, *(cell(peer, job) for job in jobs)] for peer in peers]
+        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+
+        def line(row: Sequence[str]) -> str:
+            first = row[0].ljust(widths[0])
+            rest = (word.rjust(width) for word, width in zip(row[1:], widths[1:], strict=True))
+            return f"| {first} | {' | '.join(rest)} |"
+
+        rule = f"|{'-' * (widths[0] + 2)}|{''.join('-' * (w + 1) + ':|' for w in widths[1:])}"
+        return "\n".join([f"**{title}**", "", line(head), rule, *map(line, rows)])
+
+    def _main(self, peer: str, job: str) -> float | None:
+        if JOBS[job].is_bandwidth:
+            return self.median(peer, job, lambda f: f.mb_per_s)
+        return self.median(peer, job, lambda f: f.iops)
+
+    def _rate(self, peer: str, job: str) -> str:
+        value = self._main(peer, job)
+        if value is None:
+            return "-"
+        foreign = self.median(peer, job, lambda f: f.foreign_percent) or 0.0
+        unit = " MB/s" if JOBS[job].is_bandwidth else ""
+        return f"{value:.0f}{unit}{'~' if foreign > FOREIGN_PERCENT_MAX else ''}"
+
+    def _latency(self, peer: str, job: str) -> str:
+        p50 = self.median(peer, job, lambda f: f.p50_us)
+        p99 = self.median(peer, job, lambda f: f.p99_us)
+        return "-" if p50 is None or p99 is None else f"{p50:.0f} / {p99:.0f}"
+
+    def _cpu(self, peer: str, job: str) -> str:
+        server = self.median(peer, job, lambda f: f.server_cpu_us)
+        client = self.median(peer, job, lambda f: f.client_cpu_us)
+        return "-" if server is None or client is None else f"{server:.0f} + {client:.0f}"
+
+    def _memory(self, peer: str, job: str) -> str:
+        value = self.median(peer, job, lambda f: f.rss_mib)
+        return "-" if value is None else f"{value:.0f}"
+
+    def _ratio(self, peer: str, job: str) -> str:
+        ours, theirs = self._main(OURS, job), self._main(peer, job)
+        return "-" if ours is None or not theirs else f"{ours / theirs:.2f}"
+
+    def _change(self, earlier: Report) -> Callable[[str, str], str]:
+        def cell(peer: str, job: str) -> str:
+            now, before = self._main(peer, job), earlier._main(peer, job)
+            return "-" if now is None or not before else f"{100 * (now / before - 1):+.0f} %"
+
+        return cell
+
+    def _goals(self) -> list[str]:
+        said = []
+        for job, (peer, goal) in GOALS.items():
+            ours, theirs = self._main(OURS, job), self._main(peer, job)
+            if ours is not None and theirs:
+                word = "reached" if ours / theirs >= goal else "MISSED"
+                said.append(
+                    f"Goal: {job} at least {goal:g} times {peer}: "
+                    f"{ours:.0f} / {theirs:.0f} = {ours / theirs:.2f}, {word}."
+                )
+        return said
