@@ -1,8 +1,9 @@
 """Asks the C library to keep large freed blocks instead of giving them back to the kernel.
 
-Compressing and unpacking a frame takes a fresh block of memory of its size. By default glibc maps and
-unmaps blocks from 128 KiB on, and each page then costs a fault: 1 MiB frames of half-compressible
-data went at 660 MB/s with that and at 1,500 MB/s without. Other C libraries are left alone.
+Unpacking a frame takes a fresh block of memory of its size. By default glibc may map and unmap blocks
+from 128 KiB on, and each page then costs a fault. Unpacking 1 MiB of half-compressible data with lz4
+took 960 us of processor time and 480 faults so, and 76 us and none with the heap kept (medians of
+four interleaved runs; compressing did not change). Other C libraries are left alone.
 """
 
 from __future__ import annotations

@@ -100,7 +100,11 @@ class TcpLink(asyncio.BufferedProtocol):
     # --- what the owner calls ---------------------------------------------------------------
 
     def send(self, messages: Sequence[Message]) -> None:
-        """Encode and hand to the operating system at once; what it does not take is buffered."""
+        """Encode and hand to the operating system at once; what it does not take is buffered.
+
+        Collecting what is sent until the loop's next turn lost: with both ends in one process the
+        median round trip of a 4 KiB write rose from 33 to 36 us, that of 16 x 4 KiB from 149 to 269.
+        """
         if not self._open:
             return
         transport = self._transport
