@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from holdfast.cli.context import PROBE_TIMEOUT_S, Context, here, put, put_json, warn
-from holdfast.errors import HoldfastError, UnavailableError
+from holdfast.cli.volume_admin import attachments
+from holdfast.errors import ConflictError, UnavailableError
 from holdfast.node import supervisor
 from holdfast.node.control_client import Json
 from holdfast.node.local_cluster import LocalCluster, locked, names_text
@@ -70,13 +71,28 @@ def up(
     try:
         _run_until_interrupted(context)
     finally:
+        for each in attachments(context):
+            warn(f"Volume {each['name']} was still attached as {each['device']}.")
         _down(context, cluster)
 
 
-def down(ctx: typer.Context) -> None:
+def down(
+    ctx: typer.Context,
+    force: Annotated[
+        bool, typer.Option("--force", help="Though volumes are attached as devices.")
+    ] = False,
+) -> None:
     """Stop the local cluster; its volumes keep their data."""
     context = here(ctx)
-    _down(context, context.cluster())
+    cluster = context.cluster()
+    attached = attachments(context)
+    if attached and not force:
+        each = attached[0]
+        raise ConflictError(
+            f"Volume {each['name']} is attached as {each['device']}.",
+            hint=f"First: holdfast volume detach {each['name']}",
+        )
+    _down(context, cluster)
 
 
 def status(
@@ -179,11 +195,3 @@ def report(context: Context, stopped: list[supervisor.Stopped]) -> None:
         put(f"Stopped {names_text([each.name for each in stopped])}.")
     else:
         put("Nothing was running.")
-
-
-def stop_quietly(cluster: LocalCluster) -> None:
-    """Stop all nodes whatever happens; for programs that clean up behind themselves."""
-    try:
-        supervisor.stop(cluster.nodes, handover=False)
-    except HoldfastError as error:
-        warn(str(error))

@@ -132,6 +132,12 @@ def detach(ctx: typer.Context, name: Name) -> None:
     _told(context, record, f"{record['device']} is gone; volume {name} is detached.")
 
 
+def attachments(context: Context) -> list[Json]:
+    """Return what is attached on this machine through the cluster: `name`, `device`."""
+    folders = sorted((context.dir / "attach").glob("*"))
+    return [record for folder in folders if (record := _attached(folder)) is not None]
+
+
 def _attach_driver(name: str | None) -> tuple[str, Any]:
     """Return the named driver, or the first that works here, kernel devices before others."""
     from holdfast.kernel import registry
