@@ -1,4 +1,4 @@
-"""The documentation says what the code does: generated pages are fresh, links and commands exist."""
+"""The documentation says what the code does: generated pages are fresh, commands exist."""
 
 import re
 import subprocess

@@ -1,8 +1,8 @@
 """The tutorial's commands, run one after the other by a shell against a real local cluster.
 
-A line that begins with `$ ` is a command; the lines below it are what it prints, where `…` stands for
-anything, alone for any number of lines, and a number for any number. A block whose first command is not
-installed here is left out.
+A line that begins with `$ ` is a command; the lines below it are what it prints, where `…` stands
+for anything, alone for any number of lines, and a number for any number. A block whose first
+command is not installed here is left out.
 """
 
 import os
@@ -22,7 +22,8 @@ PAGE = Path(__file__).parent.parent / "docs" / "tutorial.md"
 def blocks() -> list[list[tuple[str, list[str]]]]:
     """Return for each fenced block its commands with the output expected of each."""
     found = []
-    for text in re.findall(r"^```console\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+    page = PAGE.read_text(encoding="utf-8")
+    for text in re.findall(r"^```console\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
         block: list[tuple[str, list[str]]] = []
         for line in text.splitlines():
             if line.startswith("$ "):

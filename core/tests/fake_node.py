@@ -66,6 +66,12 @@ class FakeService:
             raise NotFoundError(f"No volume is named {name!r}.", hint="See `holdfast volume list`.")
         return self.held[name]
 
+    async def own_volume(self, name: str) -> Json:
+        return await self.volume(name)
+
+    async def own_events(self, name: str) -> Sequence[Json]:
+        return [event async for event in self.events(name, follow=False)]
+
     async def create_volume(self, request: VolumeRequest) -> tuple[Json, Sequence[str]]:
         if request.name in self.held:
             raise ConflictError(f"A volume named {request.name!r} exists already.")

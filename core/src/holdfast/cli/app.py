@@ -1,7 +1,7 @@
 """The root of the command line: global options, and the one place where errors become text.
 
-A `HoldfastError` becomes a sentence, a hint and its exit code; a slip in the arguments likewise. What
-was not foreseen goes to a file with all its details, and the user is told where.
+A `HoldfastError` becomes a sentence, a hint and its exit code; a slip in the arguments likewise.
+What was not foreseen goes to a file with all its details, and the user is told where.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _HERE_AND_THERE = "--json and --dir may stand before or after the command."
 
 app = typer.Typer(
     name="holdfast",
-    help="Replicated block volumes: every write is kept on several machines before it is answered.\n\n"
+    help="Replicated block volumes: a write is kept on several machines before it is answered.\n\n"
     "Begin with `holdfast demo`, or with `holdfast up` and `holdfast volume create`.",
     epilog=f"{_HERE_AND_THERE} Every command takes -h.",
     no_args_is_help=True,

@@ -123,7 +123,7 @@ def status(
 def cluster_status(context: Context) -> Json:
     """Return what is known of the cluster's processes, nodes and volumes.
 
-    A node's `state` is `running`, `stopped`, or `silent` when its process lives and does not answer.
+    A node's `state` is `running`, `stopped`, or `silent`: its process lives and does not answer.
     `volumes` is None while no node answers.
     """
     cluster = context.cluster()

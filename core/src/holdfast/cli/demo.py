@@ -1,8 +1,8 @@
 """`holdfast demo`: the main job as a story, with proof.
 
-Four real node processes, a real file, a writer, a SIGKILL. Everything claimed at the end was measured by
-the consumer's own books (`demo_writer.py`), and nothing stays behind: no process, no folder, whatever
-happens on the way.
+Four real node processes, a real file, a writer, a SIGKILL. Everything claimed at the end was
+measured by the consumer's own books (`demo_writer.py`), and nothing stays behind: no process, no
+folder, whatever happens on the way.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The consumer in `holdfast demo`: writes numbered records, notes every acknowledgement, reads back.
+"""The consumer in `holdfast demo`: writes records, notes every acknowledgement, reads back.
 
-It is an ordinary NBD client on an ordinary thread. It keeps its own books, so that what the cluster says
-of itself is never the proof.
+It is an ordinary NBD client on an ordinary thread. It keeps its own books, so that what the
+cluster says of itself is never the proof.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from holdfast.units import BLOCK_BYTES
 DEPTH = 8
 """Writes under way at once: like a busy database, and more than one can be caught by a crash."""
 RATE_PER_S = 1500
-"""Writes a second at most, so that what changes while a node is away is a small part of the volume."""
+"""Writes a second at most, so that what changes while a node is away is a small part of all."""
 READ_BYTES = 256 * 1024
 _HEADER = struct.Struct(">8sQI")
 _MAGIC = b"HOLDFAST"

@@ -1,8 +1,8 @@
 """A small blocking NBD client: what import, export and the demonstration need, and no more.
 
-It speaks newstyle negotiation with GO, structured replies where offered, and keeps many requests under
-way. The command line uses the same door as every other consumer, so it also proves that door. It knows
-no volumes, only a URI.
+It speaks newstyle negotiation with GO, structured replies where offered, and keeps many requests
+under way. The command line uses the same door as every other consumer, so it also proves that
+door. It knows no volumes, only a URI.
 
 Source: github.com/NetworkBlockDevice/nbd doc/proto.md.
 """
@@ -372,5 +372,5 @@ def _connect(uri: str) -> tuple[socket.socket, str]:
 def _cut(uri: str) -> HoldfastError:
     return UnavailableError(
         f"The NBD server at {uri} closed the connection.",
-        hint="Its node may have stopped; `holdfast status` shows. Other nodes serve the volume too.",
+        hint="Its node may have stopped; `holdfast status` shows. Others serve the volume too.",
     )

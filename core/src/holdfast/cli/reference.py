@@ -16,11 +16,11 @@ from holdfast.errors import HoldfastError
 _INTRODUCTION = """\
 # Command line
 
-`holdfast` talks to the nodes of the local cluster in `--dir` (or `HOLDFAST_DIR`), or to the one node
-whose control socket is `--control` (or `HOLDFAST_CONTROL`). `--json` prints JSON for programs, on every
-command; errors then are JSON on standard error: `{"error": {"code", "message", "hint", "exit_code"}}`.
-`--json` and `--dir` may stand before or after the command. What is under way (progress, warnings,
-errors) goes to standard error, what was asked for to standard output.
+`holdfast` talks to the nodes of the local cluster in `--dir` (or `HOLDFAST_DIR`), or to the one
+node whose control socket is `--control` (or `HOLDFAST_CONTROL`). `--json` prints JSON for
+programs, on every command; errors then are JSON on standard error: `{"error": {"code", "message",
+"hint", "exit_code"}}`. `--json` and `--dir` may stand before or after the command. What is under
+way (progress, warnings, errors) goes to standard error, what was asked for to standard output.
 
 This page is generated from the commands; do not edit it.
 """

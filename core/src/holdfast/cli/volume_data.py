@@ -1,7 +1,7 @@
 """`holdfast volume import|export|verify`: what moves or reads a volume's bytes.
 
-Import and export go through the NBD frontend like any other consumer's I/O. Holes stay holes both ways:
-what a file or a volume does not hold is neither read nor sent.
+Import and export go through the NBD frontend like any other consumer's I/O. Holes stay holes both
+ways: what a file or a volume does not hold is neither read nor sent.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def import_file(
 ) -> None:
     """Copy a file onto a volume, from its first byte on.
 
-    What the volume holds beyond the end of the file stays. When this returns, all of it is on stable
-    storage on the primary and every in-sync replica.
+    What the volume holds beyond the end of the file stays. When this returns, all of it is on
+    stable storage on the primary and every in-sync replica.
     """
     from holdfast.cli import render
     from holdfast.cli.volume import nbd_uri

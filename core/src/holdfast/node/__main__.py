@@ -1,7 +1,8 @@
 """`python -m holdfast.node --config FILE`: `holdfast node run` without the command line around it.
 
-What `holdfast up` starts. A node that lives for months should not carry a dozen megabytes of argument
-parsing, nor spend a tenth of a second on importing it. Errors are one JSON line, for the supervisor.
+What `holdfast up` starts. A node that lives for months should not carry a dozen megabytes of
+argument parsing, nor spend a tenth of a second on importing it. Errors are one JSON line, for the
+supervisor.
 """
 
 from __future__ import annotations

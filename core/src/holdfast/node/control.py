@@ -1,8 +1,8 @@
 """The control API of a node: HTTP and JSON over a Unix socket that only its owner may open.
 
-It translates and nothing more: requests into calls of a `NodeService`, results and errors into JSON.
-It shares the node's event loop, so it starts no thread and touches no signal; the number of requests
-a second is that of people and scripts, far away from the data path.
+It translates and nothing more: requests into calls of a `NodeService`, results and errors into
+JSON. It shares the node's event loop, so it starts no thread and touches no signal; the number of
+requests a second is that of people and scripts, far away from the data path.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def control_app(service: NodeService, leaving: anyio.Event) -> Starlette:
 async def serve_control(service: NodeService, path: Path) -> AsyncIterator[None]:
     """Serve `service` at the Unix socket `path` while the context lasts.
 
-    The socket's mode is 0600. A socket file that nobody listens on any more is replaced. On leaving,
-    requests under way get a second to end, then the file is removed.
+    The socket's mode is 0600. A socket file that nobody listens on any more is replaced. On
+    leaving, requests under way get a second to end, then the file is removed.
 
     Args:
         service: The node.
@@ -244,6 +244,8 @@ class _Routes:
         return JSONResponse({"volume": status, "warnings": list(warnings)}, status_code=201)
 
     async def _volume(self, request: Request) -> Response:
+        if _flag(request, "own"):
+            return JSONResponse(await self._service.own_volume(_name(request)))
         return JSONResponse(await self._service.volume(_name(request)))
 
     async def _change(self, request: Request) -> Response:
@@ -256,6 +258,8 @@ class _Routes:
 
     async def _events(self, request: Request) -> Response:
         name = _name(request)
+        if _flag(request, "own"):
+            return JSONResponse({"events": list(await self._service.own_events(name))})
         # Asked first, so that a wrong name is a 404 and not a line in a stream.
         await self._service.volume(name)
         return _Lines(self._service.events(name, follow=_flag(request, "follow")), self._leaving)

@@ -1,8 +1,8 @@
 """A blocking client of the control API, for command lines and supervisors.
 
-Plain `http.client` over a Unix socket: commands live for a tenth of a second, and importing an event
-loop would take most of it. Every failure is a `HoldfastError`: those of the node as it raised them,
-and `UnavailableError` when nobody answers.
+Plain `http.client` over a Unix socket: commands live for a tenth of a second, and importing an
+event loop would take most of it. Every failure is a `HoldfastError`: those of the node as it
+raised them, and `UnavailableError` when nobody answers.
 """
 
 from __future__ import annotations
@@ -98,6 +98,16 @@ class ControlClient:
     def volume(self, name: str) -> Json:
         """Return the status of a volume."""
         return self.request("GET", _path(name))
+
+    def own_volume(self, name: str) -> Json:
+        """Return the status of a volume as this node alone sees it."""
+        return self.request("GET", f"{_path(name)}?own=1")
+
+    def own_events(self, name: str) -> list[Json]:
+        """Return the events of a volume that this node itself has noted."""
+        events = self.request("GET", f"{_path(name)}/events?own=1")["events"]
+        assert isinstance(events, list)
+        return events
 
     def create_volume(self, **fields: Any) -> tuple[Json, Sequence[str]]:
         """Make a volume; the fields are those of `VolumeRequest`. Returns status and warnings."""

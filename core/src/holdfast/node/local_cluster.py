@@ -1,7 +1,7 @@
 """A cluster of node processes on one machine: its folder, its configuration files, its ports.
 
-For development, tests, demonstrations and single-host use. It lays the files out and reads them back;
-starting and stopping processes is `supervisor.py`'s part. It knows no running node.
+For development, tests, demonstrations and single-host use. It lays the files out and reads them
+back; starting and stopping processes is `supervisor.py`'s part. It knows no running node.
 
     DIR/cluster.json            id, node names, where the sockets are
     DIR/state.db                the state store, SQLite
@@ -163,7 +163,7 @@ class LocalCluster:
             extra: A TOML file whose settings every node takes, over the standard ones.
 
         Raises:
-            UsageError: `count` is impossible or less than there are nodes; the folder is something else's.
+            UsageError: `count` is impossible or less than there are nodes; the folder is not ours.
             ConfigError: `extra` cannot be read, or sets what belongs to one node.
         """
         if count is not None and not 1 <= count <= NODES_MAX:
@@ -278,7 +278,7 @@ class LocalCluster:
             own = self._settings(node, *ports)
             text = (
                 f"# Node {node.name} of the local cluster in {self.dir}, made by `holdfast up`.\n"
-                "# Edit it while the node is stopped; `holdfast config show` prints what is in force.\n\n"
+                "# Edit it while the node is stopped; `holdfast config show` prints all of it.\n\n"
                 + toml_text(merged(shared, own))
             )
             write_atomically(node.config, text)

@@ -1,8 +1,8 @@
 """Whether a process lives, and how to end it; knows Linux's /proc and nothing of clusters.
 
-A process id in a file is a rumour: the process may be gone, a zombie whose parent never asks (some
-containers' process 1), or another program that got the same number. So a process counts as ours only
-when its command line names what we started it with.
+A process id in a file is a rumour: the process may be gone, a zombie whose parent never asks
+(some containers' process 1), or another program that got the same number. So a process counts as
+ours only when its command line names what we started it with.
 """
 
 from __future__ import annotations

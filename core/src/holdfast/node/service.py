@@ -96,14 +96,22 @@ class NodeService(Protocol):
             At least `name`, `id`, `size` (bytes), `declared_replicas`, `policy`,
             `policy_options`, `health`, `access`, `epoch`, `primary` (node name), `attached` (node
             name or None), `reason` (a sentence for people), `copies`: a list of `node`, `role`
-            (`primary` or `replica`), `state` (`in-sync`, `syncing`, `offline`), `copy` (id), `sync`
-            (None, or `bytes_left`, `bytes_sent` (before compression), `bytes_total`, `rate` (bytes/s),
-            `seconds_left` (None while unknown)). `sync` stays, with `bytes_left` 0, after a sync
-            has ended, so that its cost can be read.
+            (`primary` or `replica`), `state` (`in-sync`, `syncing`, `offline`), `copy` (id),
+            `sync` (None, or `bytes_left`, `bytes_sent` (before compression), `bytes_total`,
+            `rate` (bytes a second), `seconds_left` (None while unknown)). `sync` stays, with
+            `bytes_left` 0, after a sync has ended, so that its cost can be read.
 
         Raises:
             NotFoundError: No volume has this name; names the nearest.
         """
+        ...
+
+    async def own_volume(self, name: str) -> Json:
+        """Return the status as this node alone sees it; other nodes ask the primary's for it."""
+        ...
+
+    async def own_events(self, name: str) -> Sequence[Json]:
+        """Return the events that this node itself has noted, oldest first."""
         ...
 
     async def create_volume(self, request: VolumeRequest) -> tuple[Json, Sequence[str]]:
