@@ -6,12 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from holdfast.errors import ConfigError, ConflictError, NotFoundError, UsageError
-from holdfast.node import local_cluster, processes
+from holdfast.node import local_cluster, ports, processes
 from holdfast.node.local_cluster import LocalCluster
 from holdfast.node.toml_files import read_toml, toml_text
 
@@ -25,9 +26,9 @@ def test_a_cluster_is_made_once_and_found_again(tmp_path: Path) -> None:
     assert [s["node"]["name"] for s in settings] == ["n1", "n2", "n3"]
     assert len({s["cluster"]["name"] for s in settings}) == 1
     assert len({s["state"]["sqlite"]["path"] for s in settings}) == 1
-    ports = {s["transport"]["tcp"]["port"] for s in settings}
-    ports |= {int(s["frontend"]["nbd"]["listen"].rpartition(":")[2]) for s in settings}
-    assert len(ports) == 6
+    chosen = {s["transport"]["tcp"]["port"] for s in settings}
+    chosen |= {int(s["frontend"]["nbd"]["listen"].rpartition(":")[2]) for s in settings}
+    assert len(chosen) == 6
 
 
 def test_the_default_is_four_nodes(tmp_path: Path) -> None:
@@ -60,15 +61,39 @@ def test_a_port_that_is_in_use_is_passed_over(
     assert again.node("n1").settings()["transport"]["tcp"]["port"] != port
 
 
-def test_a_port_taken_since_is_told_with_the_file_that_names_it(tmp_path: Path) -> None:
+def test_a_port_taken_since_is_told_and_chosen_anew_when_asked(tmp_path: Path) -> None:
     node = LocalCluster.create(tmp_path, count=1).node("n1")
     port = node.settings()["transport"]["tcp"]["port"]
-    with (
-        socket.create_server(("127.0.0.1", port)),
-        pytest.raises(ConflictError, match=f"127.0.0.1:{port}") as caught,
-    ):
+    with socket.create_server(("127.0.0.1", port)):
+        with pytest.raises(ConflictError, match=f"127.0.0.1:{port}") as caught:
+            local_cluster.check_ports(node)
+        assert "--new-ports" in caught.value.hint
+        with node.config.open("a") as file:
+            file.write("# kept\n")
+        before = node.settings()
+        local_cluster.choose_ports_anew(LocalCluster.open(tmp_path))
         local_cluster.check_ports(node)
-    assert str(node.config) in caught.value.hint
+    after = node.settings()
+    assert after["transport"]["tcp"].pop("port") != before["transport"]["tcp"].pop("port")
+    assert after == before
+    assert node.config.read_text().endswith("# kept\n")
+
+
+def test_only_one_at_a_time_chooses_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    order = []
+
+    def second() -> None:
+        with ports.choosing():
+            order.append("second")
+
+    with ports.choosing():
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.05)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
 
 
 def test_a_half_made_cluster_is_completed(tmp_path: Path) -> None:

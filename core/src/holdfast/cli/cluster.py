@@ -13,9 +13,9 @@ import typer
 from holdfast.cli.context import PROBE_TIMEOUT_S, Context, here, put, put_json, warn
 from holdfast.cli.volume_admin import attachments
 from holdfast.errors import ConflictError, UnavailableError
-from holdfast.node import supervisor
+from holdfast.node import ports, supervisor
 from holdfast.node.control_client import Json
-from holdfast.node.local_cluster import LocalCluster, locked, names_text
+from holdfast.node.local_cluster import LocalCluster, choose_ports_anew, locked, names_text
 
 REFRESH_S = 0.5
 """How often a live view asks."""
@@ -47,6 +47,9 @@ def up(
         Path | None,
         typer.Option("--config", metavar="FILE", help="A TOML file with settings for every node."),
     ] = None,
+    new_ports: Annotated[
+        bool, typer.Option("--new-ports", help="Choose other ports where others took them.")
+    ] = False,
 ) -> None:
     """Start a local cluster: several node processes on this machine.
 
@@ -54,8 +57,10 @@ def up(
     """
     context = here(ctx)
     began = time.monotonic()
-    with locked(context.dir):
+    with locked(context.dir), ports.choosing():
         cluster = LocalCluster.create(context.dir, count=nodes, extra=config)
+        if new_ports:
+            choose_ports_anew(cluster)
         started = supervisor.start(cluster.nodes)
     took_s = time.monotonic() - began
     if context.json:

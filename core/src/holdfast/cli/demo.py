@@ -25,7 +25,7 @@ import typer
 
 from holdfast.cli.context import Context, here, put_json
 from holdfast.errors import HoldfastError, UnavailableError
-from holdfast.node import supervisor
+from holdfast.node import ports, supervisor
 from holdfast.node.control_client import ControlClient, Json
 from holdfast.node.local_cluster import LocalCluster, LocalNode
 from holdfast.units import MIB, format_size
@@ -187,9 +187,9 @@ class _Demo:
         self._stage.chapter(f"Start {NODES} nodes, each a process of its own")
         settings = self._folder / "settings.toml"
         settings.write_text(_SETTINGS, encoding="utf-8")
-        self._cluster = LocalCluster.create(self._context.dir, count=NODES, extra=settings)
         began = time.monotonic()
-        with self._stage.waiting("starting"), self._cluster.locked():
+        with self._stage.waiting("starting"), ports.choosing():
+            self._cluster = LocalCluster.create(self._context.dir, count=NODES, extra=settings)
             supervisor.start(self._cluster.nodes)
         pids = ", ".join(f"{node.name} (pid {node.pid})" for node in self._cluster.nodes)
         self._stage.done(f"{pids}: ready in {time.monotonic() - began:.1f} s")

@@ -15,12 +15,10 @@ back; starting and stopping processes is `supervisor.py`'s part. It knows no run
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
 import secrets
-import socket
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +28,7 @@ import attrs
 
 from holdfast.errors import ConfigError, ConflictError, NotFoundError, UsageError
 from holdfast.node.control_client import ControlClient
+from holdfast.node.ports import HOST, free_port, is_free
 from holdfast.node.processes import read_pid
 from holdfast.node.toml_files import (
     Settings,
@@ -46,7 +45,6 @@ NODES_DEFAULT = 4
 NODES_MAX = 64
 TRANSPORT_PORT_BASE = 5703
 NBD_PORT_BASE = 10809
-HOST = "127.0.0.1"
 _SOCKET_PATH_BYTES_MAX = 107
 
 
@@ -271,8 +269,8 @@ class LocalCluster:
                 ports = _ports(node.settings())
             else:
                 ports = (
-                    _free_port(TRANSPORT_PORT_BASE + index, taken),
-                    _free_port(NBD_PORT_BASE + index, taken),
+                    free_port(TRANSPORT_PORT_BASE + index, taken),
+                    free_port(NBD_PORT_BASE + index, taken),
                 )
             taken.update(ports)
             own = self._settings(node, *ports)
@@ -364,41 +362,36 @@ def _ports(settings: Mapping[str, Any]) -> tuple[int, int]:
     return port("transport", "tcp", "port"), port("frontend", "nbd", "listen")
 
 
-def _free_port(wanted: int, taken: set[int]) -> int:
-    """Return `wanted` when nobody has it, else a free port."""
-    for port in (wanted, *([0] * 100)):
-        if port in taken:
-            continue
-        with socket.socket() as probe:
-            # As the listeners do: a connection that has just closed does not block its port.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-            found: int = probe.getsockname()[1]
-        if found not in taken:
-            taken.add(found)
-            return found
-    raise UsageError(f"No free TCP port was found on {HOST}.")
-
-
 def check_ports(node: LocalNode) -> None:
     """Raise `ConflictError` when another program holds a port that `node` is to listen on."""
     for port in _ports(node.settings()):
-        if not port:
+        if port and not is_free(port):
+            raise ConflictError(
+                f"Node {node.name} cannot listen on {HOST}:{port}: another program does.",
+                hint="Stop that program, or choose other ports with `holdfast up --new-ports`.",
+            )
+
+
+def choose_ports_anew(cluster: LocalCluster) -> None:
+    """Write free ports into the configuration of nodes that do not run and whose ports are taken.
+
+    Everything else in those files stays as it is, comments too.
+    """
+    taken = {port for node in cluster.nodes for port in _ports(node.settings())}
+    for node in cluster.nodes:
+        if node.pid is not None:
             continue
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    continue
-                raise ConflictError(
-                    f"Node {node.name} cannot listen on {HOST}:{port}: another program does.",
-                    hint=f"Stop that program, or write another port into {node.config}.",
-                ) from error
+        text = node.config.read_text(encoding="utf-8")
+        for port in _ports(node.settings()):
+            if port and not is_free(port):
+                fresh = free_port(port, taken)
+                text = re.sub(
+                    rf'^(port = |listen = "{HOST}:){port}\b',
+                    rf"\g<1>{fresh}",
+                    text,
+                    flags=re.MULTILINE,
+                )
+        write_atomically(node.config, text)
 
 
 def _make_private(directory: Path) -> None:
