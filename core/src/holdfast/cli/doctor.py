@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import shutil
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -16,7 +15,8 @@ import typer
 
 from holdfast.cli.context import Context, here, put, put_json
 from holdfast.errors import HoldfastError, UnavailableError
-from holdfast.node.local_cluster import HOST, NBD_PORT_BASE, TRANSPORT_PORT_BASE
+from holdfast.node.local_cluster import NBD_PORT_BASE, TRANSPORT_PORT_BASE
+from holdfast.node.ports import is_free
 from holdfast.units import GIB, format_size
 
 OK, MISSING, PROBLEM = "ok", "missing", "problem"
@@ -160,15 +160,11 @@ def _files(_context: Context) -> Iterator[Finding]:
 
 def _ports(_context: Context) -> Iterator[Finding]:
     for port, purpose in ((TRANSPORT_PORT_BASE, "replication"), (NBD_PORT_BASE, "NBD")):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                told = f"{port} ({purpose}) is in use."
-                yield Finding("port", OK, f"{told} A local cluster takes the next free one.")
-            else:
-                yield Finding("port", OK, f"{port} ({purpose}) is free.")
+        if is_free(port):
+            yield Finding("port", OK, f"{port} ({purpose}) is free.")
+        else:
+            told = f"{port} ({purpose}) is in use."
+            yield Finding("port", OK, f"{told} A local cluster takes another one.")
 
 
 def _devices(_context: Context) -> Iterator[Finding]:
