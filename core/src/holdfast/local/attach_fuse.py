@@ -25,7 +25,7 @@ import anyio
 import anyio.to_thread
 
 from holdfast.errors import ConflictError, UnavailableError
-from holdfast.local.commands import missing_tools, run, until
+from holdfast.local.commands import clause, missing_tools, run, until
 
 DETACH_DEADLINE_S = 10.0
 """How long somebody may go on using the device that is being detached."""
@@ -126,9 +126,8 @@ class FuseAttach:
         if child.poll() is not None or not served:
             _kill(child)
             _children.pop(child.pid, None)
-            said = _text(place / "nbdfuse.log").strip() or "it said nothing"
             raise UnavailableError(
-                f"nbdfuse cannot serve {uri}: {said}.",
+                f"nbdfuse cannot serve {uri}: {clause(_text(place / 'nbdfuse.log'))}.",
                 hint="See whether `nbdinfo` can reach that URI.",
             )
 
@@ -143,7 +142,7 @@ class FuseAttach:
             code, device, said = await run(*command, disk)
             if code:
                 raise UnavailableError(
-                    f"No loop device could be made of {disk}: {said}.",
+                    f"No loop device could be made of {disk}: {clause(said)}.",
                     hint="See `losetup --list` for devices that are no longer needed.",
                 )
         (place / "device").write_text(device)
@@ -155,7 +154,7 @@ class FuseAttach:
             code, _, said = await run("fusermount3", "-u", str(mount))
             if code and _is_mounted(mount):
                 raise ConflictError(
-                    f"{mount} cannot be unmounted: {said}.",
+                    f"{mount} cannot be unmounted: {clause(said)}.",
                     hint="End the programs that have files open there.",
                 )
         pid = int(_text(place / "pid") or 0)

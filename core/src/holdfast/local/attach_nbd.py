@@ -14,7 +14,7 @@ from typing import ClassVar
 from urllib.parse import unquote, urlsplit
 
 from holdfast.errors import ConflictError, UnavailableError, UsageError
-from holdfast.local.commands import missing_tools, run, until
+from holdfast.local.commands import clause, missing_tools, run, until
 
 CONNECTIONS = 2
 """Per device; one connection is served by one core, and two keep a node's core busy."""
@@ -78,7 +78,7 @@ class NbdAttach:
             if _size(device) == 0:
                 break  # The server said no; another device would hear the same.
         raise UnavailableError(
-            f"nbd-client cannot attach {uri}: {said}.",
+            f"nbd-client cannot attach {uri}: {clause(said)}.",
             hint="See whether `nbdinfo` can reach that URI.",
         )
 
@@ -100,7 +100,7 @@ class NbdAttach:
             await run("blockdev", "--flushbufs", device)
             code, _, said = await run("nbd-client", "-d", device)
             if code:
-                raise UnavailableError(f"nbd-client cannot disconnect {device}: {said}.")
+                raise UnavailableError(f"nbd-client cannot disconnect {device}: {clause(said)}.")
             await until(lambda: _size(device) == 0)
         for name in ("device", "uri"):
             (place / name).unlink(missing_ok=True)

@@ -24,6 +24,12 @@ async def run(*command: str) -> tuple[int, str, str]:
     )
 
 
+def clause(said: str) -> str:
+    """Return what a tool said as one line that can stand inside a sentence of ours."""
+    line = " ".join(said.removesuffix("Exiting.").split()).rstrip(".")
+    return line or "it did not say why"
+
+
 async def until(holds: Callable[[], bool], *, deadline_s: float = 30.0) -> bool:
     """Return True as soon as `holds()`, False when it does not within `deadline_s`."""
     with anyio.move_on_after(deadline_s):

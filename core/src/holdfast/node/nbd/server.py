@@ -23,7 +23,7 @@ from holdfast.errors import (
 from holdfast.interfaces.frontend import VolumeProvider
 from holdfast.node.nbd.connection import Connection, Limits
 from holdfast.node.nbd.export import Export
-from holdfast.node.nbd.handshake import ExportInfo, ListQuestion, Question
+from holdfast.node.nbd.handshake import ExportInfo, ListQuestion, Phase, Question
 from holdfast.node.nbd.protocol import Rep
 from holdfast.units import MIB, REQUEST_BYTES_MAX
 
@@ -178,7 +178,12 @@ class NbdFrontend:
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._on_done)
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("NBD: a session could not be given up in order", exc_info=task.exception())
 
     # --- handshakes ------------------------------------------------------------------------
 
@@ -196,6 +201,9 @@ class NbdFrontend:
             handshake.refuse(_rep_of(error), str(error))
         except Exception:  # noqa: BLE001 - a provider's bug must not leave the client waiting.
             _log.exception("NBD client %s: its question could not be answered", connection.peer)
+            if handshake.phase is not Phase.ASKING:
+                connection.abort()  # It was answered already: the session broke under it.
+                return
             handshake.refuse(Rep.ERR_PLATFORM, "The node failed to answer; its log says why.")
         connection.answered()
 
