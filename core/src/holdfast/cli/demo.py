@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 VOLUME = "demo"
 REPLICAS = 2
 NODES = 4
-FILE_BYTES_MIN = 256 * MIB
+FILE_BYTES = 256 * MIB
 PAUSE_S_MAX = 6.0
 """What is promised with default settings: three seconds of lease and margin, then a promotion."""
 WRITE_FIRST_S = 3.0
@@ -191,8 +191,8 @@ class _Demo:
         with self._stage.waiting("starting"), ports.choosing():
             self._cluster = LocalCluster.create(self._context.dir, count=NODES, extra=settings)
             supervisor.start(self._cluster.nodes)
-        pids = ", ".join(f"{node.name} (pid {node.pid})" for node in self._cluster.nodes)
-        self._stage.done(f"{pids}: ready in {time.monotonic() - began:.1f} s")
+        pids = ", ".join(f"{node.name} is {node.pid}" for node in self._cluster.nodes)
+        self._stage.done(f"ready in {time.monotonic() - began:.1f} s ({pids})")
 
     def _import(self) -> None:
         from holdfast.cli.nbd_client import NbdClient
@@ -200,9 +200,9 @@ class _Demo:
 
         stage, result = self._stage, self._result
         stage.chapter(f"Make a volume with {REPLICAS} replicas and put a real file on it")
-        with stage.bar("gathering this Python's own files", FILE_BYTES_MIN) as advance:
-            result.file_bytes, self._digest = make_file(self._file, advance)
-        result.volume_bytes = 2 * result.file_bytes
+        with stage.bar("gathering this Python's own files", FILE_BYTES) as advance:
+            self._digest = make_file(self._file, advance)
+        result.file_bytes, result.volume_bytes = FILE_BYTES, 2 * FILE_BYTES
         client = self._client()
         client.create_volume(name=VOLUME, size_bytes=result.volume_bytes, replicas=REPLICAS)
         with stage.waiting("the replicas join"):
@@ -356,26 +356,24 @@ class _Demo:
             raise writer.failure
 
 
-def make_file(path: Path, advance: Callable[[int], None] = lambda _: None) -> tuple[int, bytes]:
+def make_file(path: Path, advance: Callable[[int], None] = lambda _: None) -> bytes:
     """Put this Python installation's files, one behind the other, into `path`.
 
     Real content compresses and repeats as real content does. Small installations are taken several
-    times. Returns the size, a multiple of one MiB and at least `FILE_BYTES_MIN`, and the SHA-256.
+    times. The file has `FILE_BYTES` bytes; returns its SHA-256.
     """
     digest = hashlib.sha256()
-    size = 0
+    left = FILE_BYTES
     with path.open("wb") as target:
-        for block in _installed_blocks():
+        for whole in _installed_blocks():
+            block = whole[:left]
             target.write(block)
             digest.update(block)
-            size += len(block)
             advance(len(block))
-            if size >= FILE_BYTES_MIN:
+            left -= len(block)
+            if not left:
                 break
-        padding = bytes(-size % MIB)
-        target.write(padding)
-        digest.update(padding)
-    return size + len(padding), digest.digest()
+    return digest.digest()
 
 
 def _installed_blocks() -> Iterator[bytes]:
