@@ -238,6 +238,10 @@ class SyncBegun:
     epoch: Epoch
 
 
+DATA_LEVEL = 255
+"""As the level of a `HashQuery`: chunks, hashed from the data itself whatever the hash list says."""
+
+
 @attrs.frozen
 class HashQuery:
     """Primary to copy: hash these nodes of your tree as of this place in the stream."""

@@ -200,7 +200,9 @@ class NodeRecord:
     address: str
     """`host:port` of its transport listener."""
     session: str
-    """Drawn at every start of the daemon."""
+    """Id of its lease in the state store; empty once it has stopped in order."""
+    process: str = ""
+    """Names the daemon's process; another one is another start."""
     control: str = ""
     """Path of its control socket, for tools on the same machine."""
     capacity_bytes: int = 0

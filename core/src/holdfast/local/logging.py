@@ -123,6 +123,7 @@ def set_up(
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.getLogger("holdfast").setLevel(level.upper())
     return writer
 
 

@@ -163,7 +163,7 @@ class Attachments:
             return True
         known = self.ctx.nodes.get(node) if node is not None else None
         # Its lease in the store is over. Should it live all the same, the generation fences it.
-        return bool(self.ctx.nodes) and (known is None or known.session != process)
+        return bool(self.ctx.nodes) and (known is None or known.process != process)
 
     def _refuse(self, attachment: Attachment, record: GroupRecord, out: list[Effect]) -> None:
         sentence = (

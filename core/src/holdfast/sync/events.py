@@ -208,13 +208,32 @@ class AddCopy:
 
 
 @attrs.frozen
+class MoveCopy:
+    """Operator: make a copy on `target`, and once it is in sync take out the one on `source`."""
+
+    source: NodeName
+    target: NodeName
+
+
+@attrs.frozen
 class ForcePromote:
     """Operator: promote this in-sync copy though unflushed writes may be lost with the others."""
 
 
 @attrs.frozen
+class Verify:
+    """Operator: compare all copies; answered by `Verified` with this token."""
+
+    token: int
+
+
+@attrs.frozen
 class Stop:
-    """The node is stopping: hand over or leave, then come to rest (`Effect` `Stopped`)."""
+    """The node is stopping: come to rest, then `Stopped`."""
+
+    handover: bool
+    """Hand over or leave the in-sync set first; False when the whole cluster goes down, so that
+    every copy stays what it is."""
 
 
 Event = (
@@ -240,7 +259,9 @@ Event = (
     | Handover
     | Evict
     | AddCopy
+    | MoveCopy
     | ForcePromote
+    | Verify
     | Stop
 )
 
@@ -377,6 +398,20 @@ class Note(NamedTuple):
     sentence: str
 
 
+class Verified(NamedTuple):
+    """How far a verification is; the last one has `differing`, or `failed`."""
+
+    token: int
+    chunks_done: int
+    chunks_total: int
+    copies: int
+    """How many copies were compared, the primary's included."""
+    differing: tuple[tuple[int, tuple[NodeName, ...]], ...] | None
+    """(chunk, nodes whose copy differs from the primary's), at the end."""
+    failed: bool = False
+    """The primary changed; begin again at the new one."""
+
+
 class Assign(NamedTuple):
     """Tell a node that the group wants a copy there (before the record names it)."""
 
@@ -414,6 +449,7 @@ Effect = (
     | DropDirty
     | ResizeDisk
     | Note
+    | Verified
     | Assign
     | RemoveCopy
     | Stopped

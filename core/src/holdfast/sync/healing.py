@@ -52,6 +52,8 @@ class Healing:
     """Nodes whose copy an operator wants gone."""
     wanted_nodes: set[NodeName] = field(factory=set)
     """Nodes on which an operator wants a copy, beyond the declared number until it is in sync."""
+    moves: dict[NodeName, NodeName] = field(factory=dict)
+    """Source to target of planned moves."""
     verdict: Verdict | None = None
     placement: Placement | None = None
     """The last search for a node, with its reasons."""
@@ -101,7 +103,13 @@ class Healing:
 
     def _remove(self, record: GroupRecord, out: list[Effect]) -> GroupRecord:
         """Take out what is surplus: offline copies first, then syncing, then in sync."""
+        for source, target in list(self.moves.items()):
+            arrived = record.on_node(target)
+            if arrived is not None and arrived.state is CopyState.IN_SYNC:
+                del self.moves[source]
+                self.evicted.add(source)
         others = [m for m in record.members if m.copy != record.primary]
+        self.evicted &= {m.node for m in others}
         for member in others:
             if member.node in self.evicted and len(record.in_sync) > (
                 1 if member.state is CopyState.IN_SYNC else 0

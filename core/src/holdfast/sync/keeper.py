@@ -16,6 +16,7 @@ from holdfast.messages import (
     Attached,
     BeginSync,
     CopyFailed,
+    EpochChange,
     HashAnswer,
     HashQuery,
     Message,
@@ -38,6 +39,7 @@ from holdfast.sync.leg import (
     Phase,
 )
 from holdfast.sync.primary import PrimaryRole
+from holdfast.sync.verify import VerifyJob
 from holdfast.units import Sequence as Position
 from holdfast.units import format_size
 
@@ -52,6 +54,7 @@ class Keeper:
     """An epoch above ours that a copy has told of; the record must be read."""
     review: bool = True
     """Something happened that may change which record is wanted."""
+    verifying: list[VerifyJob] = field(factory=list)
     _maps: dict[int, tuple[Leg, SyncJob]] = field(factory=dict)
     _hashes: dict[int, Leg] = field(factory=dict)
     _reads: dict[int, Leg] = field(factory=dict)
@@ -75,7 +78,7 @@ class Keeper:
                     required_since=now.mono,
                     progress_at=now.mono,
                 )
-            elif leg.state is not member.state:
+            elif leg.state is not member.state or (leg.wants_sync and _names(member, leg)):
                 self._change_state(leg, member, now, out)
         in_sync = frozenset(m.node for m in members.values() if m.state is CopyState.IN_SYNC)
         ctx.peers.revoke(ctx.record.volume, keep=in_sync)
@@ -89,7 +92,7 @@ class Keeper:
             leg.required_since = now.mono
             leg.joining = False
             leg.equal = True
-            leg.job = None
+            leg.last_job, leg.job = leg.job, None
             self.ctx.note("copy-in-sync", f"The copy on {leg.node} is in sync.", out)
         elif member.state is CopyState.OFFLINE:
             sentence = leg.fault[1] if leg.fault else "it was dropped"
@@ -113,7 +116,11 @@ class Keeper:
     # -- links --------------------------------------------------------------------------------------
 
     def tend(self, now: Instant, out: list[Effect]) -> None:
-        """Open links that are due and find legs that are lost."""
+        """Open links that are due, find legs that are lost, and go on with what waits."""
+        for job in self.verifying:
+            job.on_leg_changed(now, out)
+            job.advance(now, out)
+        self.verifying = [job for job in self.verifying if not job.done]
         for leg in self.primary.legs.values():
             if leg.fault is None and leg.state is not CopyState.OFFLINE:
                 self._look_for_fault(leg, now)
@@ -239,6 +246,10 @@ class Keeper:
             if leg.phase in {Phase.OPENING, Phase.ATTACHING}:
                 self._on_attached(leg, message, now, out)
         elif isinstance(message, HashAnswer):
+            if any(
+                job.on_remote(leg, message.id, message.hashes, now, out) for job in self.verifying
+            ):
+                return
             if leg.job is not None:
                 leg.progress_at = now.mono
                 leg.job.on_hashes(message.id, message.hashes, local=False)
@@ -267,6 +278,9 @@ class Keeper:
         leg.identity = identity
         leg.phase = Phase.READY
         leg.lost_since = leg.gone_since = None
+        if identity.epoch < ctx.epoch:
+            # The epoch rose while the copy was presenting itself to the one before.
+            leg.change_epoch(EpochChange(ctx.epoch, ctx.record.to_bytes()), out)
         stranger = bool(member.incarnation) and member.incarnation != identity.incarnation
         if leg.in_sync:
             if stranger:
@@ -371,6 +385,8 @@ class Keeper:
 
     def on_hashes(self, token: int, hashes: bytes, now: Instant, out: list[Effect]) -> None:
         """Take the local half of a comparison."""
+        if any(job.on_local(token, hashes, now, out) for job in self.verifying):
+            return
         leg = self._hashes.pop(token, None)
         if leg is None or leg.job is None:
             return
@@ -414,3 +430,12 @@ class Keeper:
             if leg.link == link:
                 return leg
         return None
+
+
+def _names(member: Member, leg: Leg) -> bool:
+    """Whether the record names the very copy that presented itself, and counts it as syncing."""
+    return (
+        member.state is CopyState.SYNCING
+        and leg.identity is not None
+        and member.incarnation == leg.identity.incarnation
+    )

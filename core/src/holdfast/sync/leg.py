@@ -71,6 +71,8 @@ class Leg:
     progress_at: float = 0.0
     """When the copy last acknowledged something, or was first asked to again."""
     job: SyncJob | None = None
+    last_job: SyncJob | None = None
+    """The sync that ended last, so that its cost can be read."""
     equal: bool = False
     """Reconciled (in sync) or caught up and flushed (syncing): it may be counted on."""
     joining: bool = False
@@ -160,7 +162,8 @@ class Leg:
         again must carry the new one.
         """
         self.unacked = deque(Batch(change.epoch, b.first, b.commit, b.ops) for b in self.unacked)
-        self.send(change, out)
+        if self.phase in {Phase.READY, Phase.STREAMING} and self.link is not None:
+            out.append(Send(self.link, (change,)))
 
     def close(self, why: str, out: list[Effect]) -> None:
         """Close the link, if any, and forget what belonged to it alone."""

@@ -39,6 +39,7 @@ from holdfast.sync.keeper import Keeper
 from holdfast.sync.leg import Phase
 from holdfast.sync.primary import PrimaryRole
 from holdfast.sync.replica import ReplicaRole, StreamMessage
+from holdfast.sync.verify import VerifyJob
 from holdfast.units import CopyId
 
 BUSY_TICK_S = 0.05
@@ -80,6 +81,7 @@ class GroupMember:
     """The outcome of the compare-and-set is unknown; the record is being read."""
     _reading: bool = False
     _stopping_since: float | None = None
+    _stop_in_place: bool = False
     _handover: ev.Handover | None = None
     _handover_since: float = 0.0
     _forced: bool = False
@@ -226,12 +228,19 @@ class GroupMember:
             case ev.AddCopy():
                 if self.healing is not None:
                     self.healing.wanted_nodes.add(event.node)
+            case ev.MoveCopy():
+                if self.healing is not None:
+                    self.healing.wanted_nodes.add(event.target)
+                    self.healing.moves[event.source] = event.target
+            case ev.Verify():
+                self._on_verify(event, out)
             case ev.ForcePromote():
                 self._forced = True
                 self.replica.heard_since = float("-inf")
             case ev.Stop():
                 if self._stopping_since is None:
                     self._stopping_since = now.mono
+                    self._stop_in_place = not event.handover
             case _:
                 raise AssertionError(event)
         self._settle(now, out)
@@ -517,6 +526,9 @@ class GroupMember:
         ctx, primary = self.ctx, self.primary
         assert primary is not None
         primary.stopped = True
+        if self.keeper is not None:
+            for job in self.keeper.verifying:
+                job.abandon(out)
         primary.attachments.close_all("not-primary", f"This node stepped down: {why}.", out)
         for leg in primary.legs.values():
             leg.close("stepped down", out)
@@ -591,6 +603,12 @@ class GroupMember:
         else:
             primary.attachments.add(link, hello, out)
 
+    def _on_verify(self, event: ev.Verify, out: list[Effect]) -> None:
+        if self.primary is None or self.keeper is None or not self.primary.serving:
+            out.append(ev.Verified(event.token, 0, 0, 0, None, failed=True))
+        else:
+            self.keeper.verifying.append(VerifyJob.over(event.token, self.primary))
+
     def _on_link_lost(self, event: ev.LinkLost, now: Instant, out: list[Effect]) -> None:
         if event.link == self.replica.link:
             self.replica.on_link_lost()
@@ -617,10 +635,10 @@ class GroupMember:
         primary = self.primary
         assert primary is not None
         if self._stopping_since is not None and self._handover is None:
-            if any(leg.in_sync for leg in primary.legs.values()):
+            if not self._stop_in_place and any(leg.in_sync for leg in primary.legs.values()):
                 self._handover = ev.Handover(None, leave=True)
                 self._handover_since = now.mono
-            elif primary.idle:
+            elif primary.idle or now.mono - self._stopping_since > STOP_PATIENCE_S:
                 self._stop_primary(now, out)
                 return
         if self._handover is None:
@@ -665,6 +683,9 @@ class GroupMember:
         """A replica tells the primary, then waits a moment for the record to say so."""
         replica = self.replica
         assert self._stopping_since is not None
+        if self._stop_in_place:
+            self._stop(out)
+            return
         if replica.link is not None and not replica.leaving:
             replica.leaving = True
             failed = CopyFailed(self.ctx.epoch, FaultReason.REMOVED.value, "its node is stopping")
@@ -713,6 +734,8 @@ class GroupMember:
             if mine is None or mine.state is not CopyState.IN_SYNC:
                 return IDLE_TICK_S
             return max(BUSY_TICK_S, min(self._stand_at() - now.mono, 2.5))
+        if self.keeper is not None and self.keeper.verifying:
+            return BUSY_TICK_S
         settled = primary.serving and primary.idle and primary.commit >= primary.told_commit
         if settled and all(
             leg.phase is Phase.STREAMING and leg.in_sync for leg in primary.legs.values()

@@ -71,25 +71,28 @@ class Peers:
 
     node: NodeName
     timing: Timing = field(factory=Timing)
-    _out: dict[NodeName, _Outgoing] = field(factory=dict)
-    _in: dict[NodeName, _Incoming] = field(factory=dict)
+    changed: bool = False
+    """A lease set has changed and a beat is due at once; whoever sends the beats clears it."""
+    _outgoing: dict[NodeName, _Outgoing] = field(factory=dict)
+    _incoming: dict[NodeName, _Incoming] = field(factory=dict)
     _follows: dict[VolumeId, tuple[Epoch, NodeName | None]] = field(factory=dict)
 
     # -- as primary ---------------------------------------------------------------------------
 
     def grant(self, node: NodeName, volume: VolumeId, epoch: Epoch) -> None:
         """Ask `node` to renew our lease on (volume, epoch) from now on."""
-        peer = self._out.setdefault(node, _Outgoing())
+        peer = self._outgoing.setdefault(node, _Outgoing())
         have = peer.leases.get(volume)
         if have is None or have[0] != epoch:
             peer.version += 1
             peer.leases[volume] = (epoch, peer.version)
             peer.refused.pop(volume, None)
             peer.due_at = NEVER
+            self.changed = True
 
     def revoke(self, volume: VolumeId, *, keep: frozenset[NodeName] = frozenset()) -> None:
         """Ask no node but those in `keep` to renew our lease on `volume` any longer."""
-        for node, peer in self._out.items():
+        for node, peer in self._outgoing.items():
             if node not in keep and volume in peer.leases:
                 del peer.leases[volume]
                 peer.refused.pop(volume, None)
@@ -97,7 +100,7 @@ class Peers:
 
     def valid_until(self, node: NodeName, volume: VolumeId) -> float:
         """Return until when `node` has promised not to take over `volume`; -inf: no promise."""
-        peer = self._out.get(node)
+        peer = self._outgoing.get(node)
         if peer is None:
             return NEVER
         lease = peer.leases.get(volume)
@@ -107,16 +110,16 @@ class Peers:
 
     def answered_at(self, node: NodeName) -> float:
         """Return when the last beat that `node` answered was sent; -inf: none."""
-        peer = self._out.get(node)
+        peer = self._outgoing.get(node)
         return NEVER if peer is None else peer.answered_at
 
     def targets(self) -> tuple[NodeName, ...]:
         """Return the nodes to which a peer link is wanted."""
-        return tuple(node for node, peer in self._out.items() if peer.leases)
+        return tuple(node for node, peer in self._outgoing.items() if peer.leases)
 
     def on_connected(self, node: NodeName) -> None:
         """A peer link to `node` stands."""
-        peer = self._out.setdefault(node, _Outgoing())
+        peer = self._outgoing.setdefault(node, _Outgoing())
         peer.connected = True
         peer.told_version = -1
         peer.sent.clear()
@@ -124,7 +127,7 @@ class Peers:
 
     def on_disconnected(self, node: NodeName) -> None:
         """The peer link to `node` is gone; promises already made run on."""
-        peer = self._out.get(node)
+        peer = self._outgoing.get(node)
         if peer is not None:
             peer.connected = False
             peer.sent.clear()
@@ -132,7 +135,7 @@ class Peers:
     def due(self, now: float) -> list[tuple[NodeName, Heartbeat]]:
         """Return the heartbeats to send now."""
         beats = []
-        for node, peer in self._out.items():
+        for node, peer in self._outgoing.items():
             if not peer.connected or not peer.leases or peer.due_at > now:
                 continue
             peer.due_at = now + self.timing.heartbeat_s
@@ -147,12 +150,12 @@ class Peers:
 
     def next_due(self) -> float:
         """Return when `due` will have something; +inf: not until something changes."""
-        times = [p.due_at for p in self._out.values() if p.connected and p.leases]
+        times = [p.due_at for p in self._outgoing.values() if p.connected and p.leases]
         return min(times, default=float("inf"))
 
     def on_answer(self, node: NodeName, answer: HeartbeatAnswer) -> list[tuple[VolumeId, Epoch]]:
         """Take an answer; return the groups that were newly refused and the epoch known there."""
-        peer = self._out.get(node)
+        peer = self._outgoing.get(node)
         sent_at = None if peer is None else peer.sent.pop(answer.number, None)
         if peer is None or sent_at is None:
             return []
@@ -187,9 +190,9 @@ class Peers:
         self, node: NodeName, session: str, beat: Heartbeat, now: float
     ) -> HeartbeatAnswer:
         """Take a heartbeat and return its answer."""
-        peer = self._in.setdefault(node, _Incoming())
+        peer = self._incoming.setdefault(node, _Incoming())
         if peer.session != session:
-            peer = self._in[node] = _Incoming(session=session)
+            peer = self._incoming[node] = _Incoming(session=session)
         if beat.leases is not None:
             leases = dict(beat.leases)
             for volume in peer.leases.keys() - leases.keys():
@@ -211,7 +214,7 @@ class Peers:
     def heard_at(self, volume: VolumeId) -> float:
         """Return when the primary that the local copy of `volume` follows was last heard."""
         epoch, node = self._follows.get(volume, (Epoch(0), None))
-        peer = None if node is None else self._in.get(node)
+        peer = None if node is None else self._incoming.get(node)
         if peer is None:
             return NEVER
         named = peer.leases.get(volume)
@@ -221,7 +224,7 @@ class Peers:
 
     def heard_process(self, node: NodeName, session: str, now: float) -> bool:
         """Return whether the process `session` of `node` was heard within the lease."""
-        peer = self._in.get(node)
+        peer = self._incoming.get(node)
         return (
             peer is not None
             and peer.session == session

@@ -1,0 +1,387 @@
+"""The node: opens what the configuration names, wires it together, runs until it is told to stop.
+
+Order matters at both ends. At the start the transport listens before copies are opened, so that other
+primaries find us; frontends come last, when volumes can be served. At the stop primaries are handed
+over while the frontends still serve, so that their consumers move on with a pause and no error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+import uuid
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import uvloop
+
+from holdfast import __version__
+from holdfast.errors import (
+    ConfigError,
+    HoldfastError,
+    StateConflictError,
+    StateError,
+    UnavailableError,
+)
+from holdfast.interfaces.frontend import Frontend, SessionHandler
+from holdfast.interfaces.state import NodeSession as StateSession
+from holdfast.interfaces.state import StateStore
+from holdfast.interfaces.transport import Link, LinkHandler, Transport
+from holdfast.kernel.config import Config
+from holdfast.kernel.hooks import load_hooks
+from holdfast.local.host import Space
+from holdfast.local.logging import Form, Level, set_up
+from holdfast.messages import Attach, Hello, PeerHello, SessionOpen
+from holdfast.model import GroupRecord, NodeRecord, VolumeSpec
+from holdfast.node.control import serve_control
+from holdfast.node.directory import Directory
+from holdfast.node.eventlog import EventLog
+from holdfast.node.heartbeats import Heartbeats
+from holdfast.node.hosting import Hosting
+from holdfast.node.pump import Pump
+from holdfast.node.service_impl import Service
+from holdfast.node.sessions import NodeSession
+from holdfast.node.volumes import Policies, Volumes
+from holdfast.sync import events as ev
+from holdfast.sync.peers import Peers, Timing
+from holdfast.units import Epoch, NodeName, VolumeId
+
+SESSION_TTL_S = 10.0
+"""A node's lease in the store; replica links notice a dead primary sooner."""
+PUBLISH_S = 15.0
+"""How often free space is looked at and published when it has changed much."""
+STOP_PATIENCE_S = 8.0
+_log = logging.getLogger("holdfast.node")
+
+
+class Node:
+    """One running node; also the provider of volumes for its frontends."""
+
+    def __init__(self, config: Config, store: StateStore, transport: Transport) -> None:
+        """Wire the rooms together; `run` brings them to life."""
+        self.config = config
+        self.name = NodeName(config.node.name)
+        self.cluster = config.cluster.name
+        self.process = uuid.uuid4().hex
+        self.store = store
+        self.transport = transport
+        self.ready = False
+        self.started_at = time.time()
+        self.stopping: asyncio.Event = asyncio.Event()
+        self.handover = True
+        self.frontends: dict[str, Frontend] = {}
+        self.record = NodeRecord(self.name, "", "")
+        self.cordoned = config.node.cordoned
+        self.hooks = load_hooks()
+        timing = config.timing
+        self.peers = Peers(
+            self.name,
+            Timing(timing.heartbeat_s, timing.lease_s, timing.margin_s, timing.ack_timeout_s),
+        )
+        self.directory = Directory(
+            store, self._on_group, self._on_spec, self._on_nodes, self._on_store_error
+        )
+        self.policies = Policies(config.policies)
+        self.volumes = Volumes(
+            store, self.directory, self.policies, config.volumes, config.transport.name
+        )
+        data = [Path(path) for path in config.node.data]
+        events = EventLog((data[0] if data else Path.cwd()) / "events", self.name)
+        self.hosting = Hosting(
+            name=self.name,
+            cluster=self.cluster,
+            process=self.process,
+            data=data,
+            directory=self.directory,
+            peers=self.peers,
+            policy_of=self.policies.of,
+            dial=self.dial,
+            spawn=self.spawn,
+            heard=self._kick,
+            events=events,
+        )
+        self.heartbeats = Heartbeats(
+            self.peers,
+            PeerHello(self.cluster, self.name, self.process),
+            self.dial,
+            self.spawn,
+            self._on_answer,
+        )
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sessions: dict[VolumeId, set[NodeSession]] = {}
+        self._addresses: dict[NodeName, str] = {}
+        self._state_session: StateSession | None = None
+        self._told_store_error = ""
+        self.failure: BaseException | None = None
+
+    # -- tasks --------------------------------------------------------------------------------------
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine; an unexpected exception stops the node rather than going unseen."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_done)
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("A task of the node failed; the node stops.", exc_info=error)
+            self.failure = error
+            self.stopping.set()
+
+    # -- links --------------------------------------------------------------------------------------
+
+    async def dial(self, node: NodeName, hello: Hello, handler: LinkHandler) -> Link:
+        """Open a link to a node by its name."""
+        known = self.directory.nodes.get(node)
+        if known is None or not known.address:
+            raise UnavailableError(f"The address of node {node} is not known.")
+        return await self.transport.connect(known.address, hello, handler)
+
+    def _accept(self, link: Link, hello: Hello) -> LinkHandler | None:
+        if isinstance(hello, Attach):
+            return self.hosting.accept_attach(link, hello)
+        if isinstance(hello, SessionOpen):
+            return self.hosting.accept_session(link, hello)
+        return self.heartbeats.accept(link, hello)
+
+    def _kick(self) -> None:
+        self.heartbeats.kick()
+
+    def _on_answer(self, refused: Sequence[tuple[VolumeId, Epoch]]) -> None:
+        """A peer has answered: leases may have begun, come back, or been refused."""
+        for volume, epoch in refused:
+            pump = self.hosting.pumps.get(volume)
+            if pump is not None:
+                pump.feed(ev.Fenced(epoch))
+        for pump in list(self.hosting.pumps.values()):
+            primary = pump.member.primary
+            if primary is not None and not (primary.serving and primary.idle):
+                pump.feed(ev.Tick())
+
+    # -- the directory's callbacks ------------------------------------------------------------------
+
+    def _on_group(self, volume: VolumeId, record: GroupRecord | None, version: int) -> None:
+        self.hosting.on_group(volume, record, version)
+        for session in list(self._sessions.get(volume, ())):
+            if record is None:
+                session.on_deleted()
+            else:
+                session.on_record(record)
+
+    def _on_spec(self, spec: VolumeSpec) -> None:
+        self.hosting.on_spec(spec)
+
+    def _on_nodes(self) -> None:
+        self.hosting.on_nodes()
+
+    def _on_store_error(self, sentence: str) -> None:
+        if sentence != self._told_store_error:
+            self._told_store_error = sentence
+            _log.warning("The state store: %s", sentence)
+
+    # -- VolumeProvider and SessionHost ---------------------------------------------------------------
+
+    async def names(self) -> Sequence[str]:
+        """Return the names of all volumes, sorted."""
+        return sorted(s.name for s in self.directory.specs.values() if not s.deleting)
+
+    async def describe(self, name: str) -> VolumeSpec:
+        """Return a volume's specification."""
+        return await self.directory.find(name)
+
+    async def open(
+        self, name: str, handler: SessionHandler, *, read_only: bool = False, force: bool = False
+    ) -> NodeSession:
+        """Open a session and return once the primary serves it."""
+        spec = await self.directory.find(name)
+        if spec.id not in self.directory.groups:
+            record, version = await self.directory.read_group(spec.id)
+            if record is not None:
+                self.directory.groups.setdefault(spec.id, (record, version))
+        session = NodeSession(
+            self, spec, handler, read_only=read_only, force=force, io_deadline_s=None
+        )
+        self._sessions.setdefault(spec.id, set()).add(session)
+        try:
+            await session.start()
+        except BaseException:
+            self.session_closed(session)
+            raise
+        return session
+
+    def local_pump(self, volume: VolumeId) -> Pump | None:
+        """Return the pump of the local copy, if there is one."""
+        return self.hosting.pumps.get(volume)
+
+    def group(self, volume: VolumeId) -> GroupRecord | None:
+        """Return the group record last seen."""
+        known = self.directory.groups.get(volume)
+        return None if known is None else known[0]
+
+    def session_closed(self, session: NodeSession) -> None:
+        """Forget a session."""
+        self._sessions.get(session.spec.id, set()).discard(session)
+
+    # -- life -----------------------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        """Run until stopped; return the exit code."""
+        async with contextlib.AsyncExitStack() as stack:
+            listener = await self.transport.listen(self._accept)
+            stack.push_async_callback(listener.aclose)
+            self._state_session = await self.store.open_session(self.name, SESSION_TTL_S)
+            await self._publish(listener.address, session=self.process)
+            await self.directory.prime()
+            self.spawn(self._renew())
+            self.spawn(self.directory.run())
+            self.spawn(self._republish())
+            await self.hosting.open_all()
+            for name, chosen in self.config.frontends.items():
+                self.frontends[name] = await chosen.driver.open(chosen.options, self)
+                stack.push_async_callback(self.frontends[name].aclose)
+            await self._publish(listener.address, session=self.process)
+            service = Service(self)
+            async with serve_control(service, self._control_path()):
+                self.ready = True
+                _log.info("Node %s is ready at %s.", self.name, listener.address)
+                await self.stopping.wait()
+                self.ready = False
+                await self._stop(listener.address)
+        return 0 if self.failure is None else 70
+
+    async def _stop(self, address: str) -> None:
+        _log.info("Node %s is stopping.", self.name)
+        await self.hosting.stop(handover=self.handover, patience_s=STOP_PATIENCE_S)
+        for frontend in self.frontends.values():
+            await frontend.aclose()
+        self.heartbeats.close()
+        with contextlib.suppress(HoldfastError):
+            await self._publish(address, session="")
+            if self._state_session is not None:
+                await self._state_session.end()
+        for task in list(self._tasks):
+            task.cancel()
+
+    def _control_path(self) -> Path:
+        if self.config.control.socket:
+            return Path(self.config.control.socket)
+        return Path(self.config.node.data[0]) / "control.sock"
+
+    async def _renew(self) -> None:
+        """Keep the node's lease in the store alive; its own end is not the end of its volumes (R9)."""
+        session = self._state_session
+        assert session is not None
+        while True:
+            await asyncio.sleep(SESSION_TTL_S / 4)
+            try:
+                await session.renew()
+            except StateConflictError:
+                # The lease ran out while the store or we were away; begin another.
+                with contextlib.suppress(HoldfastError):
+                    session = await self.store.open_session(self.name, SESSION_TTL_S)
+                    self._state_session = session
+                    await self._publish(self.record.address, session=self.process)
+            except StateError as error:
+                self._on_store_error(error.message)
+
+    async def _republish(self) -> None:
+        while True:
+            await asyncio.sleep(PUBLISH_S)
+            space = await asyncio.to_thread(self._space)
+            moved = abs(space.free_bytes - self.record.free_bytes)
+            if moved > space.total_bytes / 100:
+                with contextlib.suppress(HoldfastError):
+                    await self._publish(self.record.address, session=self.process)
+
+    def _space(self) -> Space:
+        return self.hosting.space() if self.hosting.data else Space(0, 0)
+
+    async def _publish(self, address: str, *, session: str) -> None:
+        """Write this node's record; `session` empty says that it has stopped."""
+        space = await asyncio.to_thread(self._space)
+        assert self._state_session is not None
+        self.record = NodeRecord(
+            name=self.name,
+            address=self.config.node.advertise or address,
+            session=self._state_session.id if session else "",
+            process=self.process,
+            control=str(self._control_path()),
+            capacity_bytes=space.total_bytes,
+            free_bytes=space.free_bytes,
+            promised_bytes=sum(
+                pump.member.ctx.spec.size_bytes for pump in self.hosting.pumps.values()
+            ),
+            copies=len(self.hosting.pumps),
+            cordoned=self.cordoned,
+            compute_only=self.config.node.compute_only,
+            labels=dict(self.config.node.labels),
+            frontends={name: frontend.address for name, frontend in self.frontends.items()},
+            version=__version__,
+            started_at=self.started_at,
+        )
+        key = f"node/{self.name}"
+        while True:
+            entry = await self.store.get(key)
+            try:
+                await self.store.compare_and_set(
+                    key, self.record.to_bytes(), None if entry is None else entry.version
+                )
+            except StateConflictError:
+                continue  # The process before us, writing its last word.
+            return
+
+    async def set_cordoned(self, *, cordoned: bool) -> None:
+        """Take no new copies, or take them again."""
+        self.cordoned = cordoned
+        await self._publish(self.record.address, session=self.process)
+
+    def request_stop(self, *, handover: bool = True) -> None:
+        """Begin a clean stop."""
+        self.handover = handover
+        self.stopping.set()
+
+
+async def _run(config: Config) -> int:
+    for path in config.node.data:
+        try:
+            Path(path).mkdir(parents=True, exist_ok=True)
+            if not os.access(path, os.W_OK | os.X_OK):
+                raise PermissionError(13, "Permission denied")
+        except OSError as error:
+            raise ConfigError(
+                f"The data directory {path} cannot be used: {error.strerror}.",
+                hint="Create it, make it writable, or name another under [node] data.",
+            ) from error
+    store: StateStore = await config.state.driver.open(config.state.options)
+    try:
+        transport: Transport = await config.transport.driver.open(
+            config.transport.options, config.cluster.name, config.node.name
+        )
+        try:
+            node = Node(config, store, transport)
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, node.request_stop)
+            return await node.run()
+        finally:
+            await transport.aclose()
+    finally:
+        await store.aclose()
+
+
+def run_node(config: Config) -> int:
+    """Run a node until SIGTERM or SIGINT; return its exit code.
+
+    Raises:
+        HoldfastError: It cannot start: a port in use, a data directory that cannot be used, a state
+            store that cannot be opened.
+    """
+    set_up(form=cast("Form", config.log.format), level=cast("Level", config.log.level))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_run(config))

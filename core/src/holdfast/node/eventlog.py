@@ -1,0 +1,98 @@
+"""The history of each volume, as far as this node made it: one JSON line per event.
+
+Kept for people and for `holdfast audit`: short, append-only, bounded. Nothing reads it to decide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from holdfast.model import VolumeSpec
+from holdfast.units import MIB, NodeName, VolumeId
+
+FILE_BYTES_MAX = MIB
+"""Some 6,000 events; then the file is begun anew, with its second half."""
+_log = logging.getLogger("holdfast.node")
+
+
+class EventLog:
+    """The events of all volumes on one node."""
+
+    def __init__(self, directory: Path, node: NodeName) -> None:
+        """Keep the files in `directory`, which is made when the first event comes."""
+        self._directory = directory
+        self._node = node
+        self._waiters: dict[VolumeId, set[asyncio.Event]] = {}
+
+    def add(self, spec: VolumeSpec, epoch: int, kind: str, sentence: str) -> None:
+        """Append an event, and log it."""
+        _log.info("%s: %s", spec.name, sentence, extra={"volume": spec.name, "epoch": epoch})
+        line = {
+            "at": time.time(),
+            "node": self._node,
+            "epoch": epoch,
+            "kind": kind,
+            "sentence": sentence,
+        }
+        path = self._path(spec.id)
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+                size = file.tell()
+            if size > FILE_BYTES_MAX:
+                _halve(path)
+        except OSError as error:
+            _log.warning("An event of %s was not kept: %s", spec.name, error)
+        for waiter in self._waiters.get(spec.id, ()):
+            waiter.set()
+
+    def read(self, volume: VolumeId) -> list[dict[str, Any]]:
+        """Return the events of a volume, oldest first."""
+        try:
+            with self._path(volume).open(encoding="utf-8") as file:
+                return [event for line in file if (event := _parse(line)) is not None]
+        except OSError:
+            return []
+
+    async def follow(self, volume: VolumeId) -> AsyncIterator[dict[str, Any]]:
+        """Yield the events there are, then those that come."""
+        told = 0
+        waiter = asyncio.Event()
+        self._waiters.setdefault(volume, set()).add(waiter)
+        try:
+            while True:
+                waiter.clear()
+                events = self.read(volume)
+                if len(events) < told:
+                    told = 0
+                for event in events[told:]:
+                    yield event
+                told = len(events)
+                await waiter.wait()
+        finally:
+            self._waiters[volume].discard(waiter)
+
+    def _path(self, volume: VolumeId) -> Path:
+        return self._directory / f"{volume}.jsonl"
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None  # A line that a crash cut short.
+    return event if isinstance(event, dict) else None
+
+
+def _halve(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    new = path.with_suffix(".new")
+    new.write_text("".join(lines[len(lines) // 2 :]), encoding="utf-8")
+    new.replace(path)

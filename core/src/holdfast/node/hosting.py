@@ -1,0 +1,459 @@
+"""The copies of one node: found on disk, opened, made, removed; one pump for each.
+
+Data is never deleted unless the store proves it superseded: a group record that no longer names the
+copy, or a tombstone of the volume. A store that knows nothing of a volume proves nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from holdfast.errors import ConflictError, CopyError, HoldfastError, StateConflictError, StateError
+from holdfast.interfaces.transport import Link, LinkHandler
+from holdfast.local.copy_store import (
+    FileCopyStore,
+    create_copy,
+    delete_copy,
+    open_copy,
+    read_superblock,
+)
+from holdfast.local.host import Space, boot_id, space_of
+from holdfast.messages import Attach, Hello, Message, Refused, SessionOpen
+from holdfast.model import CopyState, GroupRecord, Member, VolumeSpec
+from holdfast.node.directory import Directory
+from holdfast.node.eventlog import EventLog
+from holdfast.node.pump import Outlet, Pump, PumpLink
+from holdfast.sync import events as ev
+from holdfast.sync.healing import PolicyOf
+from holdfast.sync.opening import open_member
+from holdfast.sync.peers import Peers
+from holdfast.units import NodeName, VolumeId
+
+REOPEN_S = 5.0
+"""How long a copy whose disk failed rests before it is tried again."""
+COPIES = "copies"
+_log = logging.getLogger("holdfast.node")
+
+Dial = Callable[[NodeName, Hello, LinkHandler], Coroutine[Any, Any, Link]]
+
+
+class Hosting:
+    """All pumps of one node; implements `pump.PumpHost`."""
+
+    def __init__(
+        self,
+        *,
+        name: NodeName,
+        cluster: str,
+        process: str,
+        data: Sequence[Path],
+        directory: Directory,
+        peers: Peers,
+        policy_of: PolicyOf,
+        dial: Dial,
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        heard: Callable[[], None],
+        events: EventLog,
+    ) -> None:
+        """Prepare; `open_all` opens what is on disk."""
+        self.name = name
+        self.cluster = cluster
+        self.process = process
+        self.data = tuple(data)
+        self.directory = directory
+        self.peers = peers
+        self.events = events
+        self.pumps: dict[VolumeId, Pump] = {}
+        self.orphans: dict[Path, str] = {}
+        """Copies on disk that are not opened, with the reason."""
+        self.executor = ThreadPoolExecutor(max_workers=16, thread_name_prefix="holdfast-disk")
+        self._policy_of = policy_of
+        self._dial = dial
+        self._spawn = spawn
+        self._heard = heard
+        self._busy: dict[VolumeId, asyncio.Lock] = {}
+        self._paths: dict[VolumeId, Path] = {}
+        self._stopping = False
+
+    # -- PumpHost ---------------------------------------------------------------------------------------
+
+    async def read_group(self, volume: VolumeId) -> tuple[GroupRecord | None, int]:
+        """Read a group record from the store."""
+        return await self.directory.read_group(volume)
+
+    async def write_group(self, record: GroupRecord, version: int) -> int:
+        """Compare-and-set a group record."""
+        key = f"group/{record.volume}"
+        entry = await self.directory.store.compare_and_set(key, record.to_bytes(), version)
+        assert entry is not None
+        return entry.version
+
+    async def dial(self, node: NodeName, hello: Attach, handler: PumpLink) -> Outlet:
+        """Open a replication link."""
+        return await self._dial(node, hello, handler)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine under the node's task group."""
+        self._spawn(coroutine)
+
+    def heard(self, pump: Pump) -> None:
+        """A lease set has changed; a heartbeat is due."""
+        self._heard()
+
+    def note(self, pump: Pump, kind: str, sentence: str) -> None:
+        """Keep a line of a volume's history."""
+        self.events.add(pump.member.ctx.spec, pump.member.ctx.epoch, kind, sentence)
+
+    def removed(self, pump: Pump) -> None:
+        """Close a superseded copy and delete its data."""
+        self._spawn(self._remove(pump))
+
+    def failed(self, pump: Pump) -> None:
+        """Let a failed disk rest, then open the copy anew."""
+        if not self._stopping:
+            self._spawn(self._reopen(pump))
+
+    # -- from the directory -------------------------------------------------------------------------------
+
+    def on_group(self, volume: VolumeId, record: GroupRecord | None, version: int) -> None:
+        """A watch has told a record."""
+        pump = self.pumps.get(volume)
+        if pump is not None:
+            if record is not None:
+                pump.saw_record(record, version)
+            else:
+                self._spawn(self._check_deleted(volume))
+        elif record is not None and _is_new_here(record, self.name):
+            self._spawn(self._make_first(record))
+
+    def on_spec(self, spec: VolumeSpec) -> None:
+        """A watch has told a specification."""
+        pump = self.pumps.get(spec.id)
+        if pump is not None:
+            pump.feed(ev.SpecSeen(spec))
+
+    def on_nodes(self) -> None:
+        """The nodes that live have changed."""
+        for pump in list(self.pumps.values()):
+            pump.feed(ev.NodesSeen(self.directory.alive))
+
+    # -- opening --------------------------------------------------------------------------------------------
+
+    async def open_all(self) -> None:
+        """Open every copy on disk that the store knows; needs a primed directory."""
+        for root in self.data:
+            copies = root / COPIES
+            copies.mkdir(parents=True, exist_ok=True)
+            for path in sorted(copies.iterdir()):
+                if path.is_dir() and not path.name.startswith("."):
+                    try:
+                        await self._open_found(path)
+                    except HoldfastError as error:
+                        # One damaged copy keeps no other from being served.
+                        self.orphans[path] = str(error)
+                        _log.error("The copy in %s is not opened: %s", path, error)
+        for volume, (record, _) in list(self.directory.groups.items()):
+            if volume not in self.pumps and _is_new_here(record, self.name):
+                await self._make_first(record)
+
+    async def _open_found(self, path: Path) -> None:
+        superblock = await asyncio.to_thread(read_superblock, path)
+        volume = superblock.volume
+        if superblock.cluster != self.cluster:
+            raise ConflictError(
+                f"It belongs to cluster {superblock.cluster}, this node to {self.cluster}.",
+                hint="Give this node another data directory, or its own cluster's name.",
+            )
+        record, version = await self.read_group(volume)
+        if record is None:
+            if await self.directory.store.get(f"deleted/{volume}") is not None:
+                await asyncio.to_thread(delete_copy, path)
+            else:
+                self.orphans[path] = "The state store knows no volume with this id."
+            return
+        if record.find(superblock.copy) is None:
+            _log.info("The copy in %s is superseded and is deleted.", path)
+            await asyncio.to_thread(delete_copy, path)
+            return
+        spec = self.directory.specs.get(volume)
+        if spec is None:
+            self.orphans[path] = "The state store has no specification of its volume."
+            return
+        store = await asyncio.to_thread(open_copy, path, boot=boot_id())
+        self.orphans.pop(path, None)
+        self._start(store, path, record, version, spec)
+
+    def _start(
+        self,
+        store: FileCopyStore,
+        path: Path,
+        record: GroupRecord,
+        version: int,
+        spec: VolumeSpec,
+    ) -> Pump:
+        """Open a member over `store` and begin to step it."""
+        block = attrs.evolve(store.superblock, clean=False, boot=boot_id())
+        store.save(block)
+        maps = {copy: bits for copy in store.dirty_maps() if (bits := store.load_dirty(copy))}
+        member = open_member(
+            node=self.name,
+            process=self.process,
+            boot=boot_id(),
+            superblock=store.superblock,
+            was_clean=store.was_clean,
+            rebooted=store.rebooted,
+            fresh=store.fresh,
+            marked_regions=store.marked_regions(),
+            dirty_maps=maps,
+            record=record,
+            version=version,
+            spec=spec,
+            peers=self.peers,
+            policy_of=self._policy_of,
+            now=time.monotonic(),
+        )
+        pump = Pump(self, member, store)
+        self.pumps[spec.id] = pump
+        self._paths[spec.id] = path
+        pump.feed(ev.NodesSeen(self.directory.alive))
+        return pump
+
+    # -- making ---------------------------------------------------------------------------------------------
+
+    async def _make_first(self, record: GroupRecord) -> None:
+        """Make the first copy of a new volume, and say in the record which incarnation it is.
+
+        Nothing is served before the record names the incarnation: an empty copy that came into being
+        a second time can then never be taken for the first.
+        """
+        async with self._lock(record.volume):
+            if record.volume in self.pumps or self._stopping:
+                return
+            try:
+                present, version = await self.read_group(record.volume)
+                spec = await self._spec(record.volume)
+                if present is None or spec is None or not _is_new_here(present, self.name):
+                    return
+                mine = present.primary_member
+                store, path = await asyncio.to_thread(self._create, spec, mine, CopyState.IN_SYNC)
+                named = present.with_member(
+                    attrs.evolve(mine, incarnation=store.superblock.incarnation)
+                )
+                version = await self.write_group(named, version)
+            except StateConflictError:
+                _log.warning("Another node changed the new volume %s first.", record.volume)
+                return
+            except HoldfastError as error:
+                _log.error("The first copy of volume %s cannot be made: %s", record.volume, error)
+                return
+            self._start(store, path, named, version, spec)
+
+    def _create(
+        self, spec: VolumeSpec, member: Member, state: CopyState
+    ) -> tuple[FileCopyStore, Path]:
+        """Make an empty copy; an older one that the record does not name makes room."""
+        root = max(self.data, key=lambda path: space_of(path).free_bytes)
+        for other in self.data:
+            path = other / COPIES / spec.id
+            if path.exists():
+                if read_superblock(path).copy == member.copy:
+                    return open_copy(path, boot=boot_id()), path
+                delete_copy(path)
+        path = root / COPIES / spec.id
+        store = create_copy(
+            path,
+            cluster=self.cluster,
+            volume=spec.id,
+            copy=member.copy,
+            size_bytes=spec.size_bytes,
+            hash_key=spec.hash_key,
+            boot=boot_id(),
+            state=state.value,
+        )
+        return store, path
+
+    async def _spec(self, volume: VolumeId) -> VolumeSpec | None:
+        spec = self.directory.specs.get(volume)
+        if spec is None:
+            entry = await self.directory.store.get(f"spec/{volume}")
+            spec = None if entry is None else VolumeSpec.from_bytes(entry.value)
+        return spec
+
+    # -- links from other nodes -----------------------------------------------------------------------------
+
+    def accept_attach(self, link: Link, hello: Attach) -> LinkHandler:
+        """Take a primary's link; the copy is made first when the record wants one here."""
+        pump = self.pumps.get(hello.volume)
+        if pump is not None and pump.member.ctx.copy == hello.target:
+            link_id = pump.accept(link)
+            handler = PumpLink(pump, link_id)
+            pump.feed(ev.AttachReceived(link_id, hello))
+            return handler
+        pending = _Pending()
+        self._spawn(self._make_for(link, hello, pending))
+        return pending
+
+    def accept_session(self, link: Link, hello: SessionOpen) -> LinkHandler | None:
+        """Take a consumer's link, if the primary is here."""
+        pump = self.pumps.get(hello.volume)
+        if pump is None or hello.cluster != self.cluster:
+            link.send((Refused("not-primary", f"Node {self.name} has no copy of this volume."),))
+            link.close("no copy here")
+            return None
+        link_id = pump.accept(link)
+        handler = PumpLink(pump, link_id)
+        pump.feed(ev.SessionLinked(link_id, hello))
+        return handler
+
+    async def _make_for(self, link: Link, hello: Attach, pending: _Pending) -> None:
+        """Make the copy that a primary asks for, if the record names it."""
+        refusal = ""
+        async with self._lock(hello.volume):
+            pump = self.pumps.get(hello.volume)
+            if self._stopping:
+                refusal = f"Node {self.name} is stopping."
+            elif pump is None or pump.member.ctx.copy != hello.target:
+                refusal = await self._make_replica(hello, pump)
+        pump = self.pumps.get(hello.volume)
+        if refusal or pump is None:
+            link.send((Refused("no-such-copy", refusal or "The copy was removed."),))
+            link.close(refusal)
+            return
+        link_id = pump.accept(link)
+        pump.feed(ev.AttachReceived(link_id, hello))
+        pending.become(PumpLink(pump, link_id))
+
+    async def _make_replica(self, hello: Attach, older: Pump | None) -> str:
+        """Make the copy `hello.target`; return why not, or an empty string."""
+        try:
+            record, version = await self.read_group(hello.volume)
+            spec = await self._spec(hello.volume)
+            member = None if record is None else record.find(hello.target)
+            if record is None or spec is None or member is None or member.node != self.name:
+                return f"The group record names no copy {hello.target} on node {self.name}."
+            if member.copy == record.primary:
+                return "A primary's copy is never made anew."
+            if older is not None:
+                older.close()
+                self.pumps.pop(hello.volume, None)
+                await self._close_store(older)
+            store, path = await asyncio.to_thread(self._create, spec, member, CopyState.OFFLINE)
+            self._start(store, path, record, version, spec)
+        except HoldfastError as error:
+            _log.error("A copy of volume %s cannot be made: %s", hello.volume, error)
+            return error.message
+        return ""
+
+    # -- removing -------------------------------------------------------------------------------------------
+
+    async def _remove(self, pump: Pump) -> None:
+        async with self._lock(pump.volume):
+            pump.close()
+            if self.pumps.get(pump.volume) is pump:
+                del self.pumps[pump.volume]
+            path = self._paths.pop(pump.volume, None)
+            await self._close_store(pump)
+            if path is not None:
+                try:
+                    await asyncio.to_thread(delete_copy, path)
+                except (CopyError, ConflictError) as error:
+                    _log.error("The superseded copy in %s stays: %s", path, error)
+
+    async def _check_deleted(self, volume: VolumeId) -> None:
+        """A record has gone; the copy goes too if a tombstone proves that it was deleted."""
+        try:
+            entry = await self.directory.store.get(f"deleted/{volume}")
+        except StateError:
+            return
+        pump = self.pumps.get(volume)
+        if pump is not None and entry is not None:
+            pump.saw_record(None, 0)
+
+    async def _reopen(self, pump: Pump) -> None:
+        await asyncio.sleep(REOPEN_S)
+        async with self._lock(pump.volume):
+            if self._stopping or self.pumps.get(pump.volume) is not pump:
+                return
+            pump.close()
+            del self.pumps[pump.volume]
+            path = self._paths.pop(pump.volume)
+            await self._close_store(pump)
+            try:
+                await self._open_found(path)
+            except HoldfastError as error:
+                self.orphans[path] = str(error)
+                _log.error("The copy in %s is not opened: %s", path, error)
+
+    async def _close_store(self, pump: Pump) -> None:
+        await pump.drain()
+        pump.store.close()
+
+    def _lock(self, volume: VolumeId) -> asyncio.Lock:
+        return self._busy.setdefault(volume, asyncio.Lock())
+
+    # -- the whole ------------------------------------------------------------------------------------------
+
+    def space(self) -> Space:
+        """Return the room of all data directories together."""
+        spaces = [space_of(path) for path in self.data]
+        return Space(sum(s.total_bytes for s in spaces), sum(s.free_bytes for s in spaces))
+
+    async def stop(self, *, handover: bool, patience_s: float) -> None:
+        """Hand primaries over, come to rest, and close every copy."""
+        self._stopping = True
+        pumps = list(self.pumps.values())
+        for pump in pumps:
+            pump.feed(ev.Stop(handover=handover))
+        waits = [asyncio.create_task(pump.stopped.wait()) for pump in pumps]
+        if waits:
+            await asyncio.wait(waits, timeout=patience_s)
+        for wait in waits:
+            wait.cancel()
+        for pump in pumps:
+            pump.close()
+            await self._close_store(pump)
+        self.pumps.clear()
+        self.executor.shutdown(wait=True)
+
+
+def _is_new_here(record: GroupRecord, node: NodeName) -> bool:
+    """Whether the record asks this node for the first copy of a volume that was never served."""
+    first = record.primary_member
+    return record.epoch == 1 and first.node == node and not first.incarnation
+
+
+class _Pending:
+    """Keeps what arrives on a link while its copy is being made."""
+
+    def __init__(self) -> None:
+        self._early: list[Message] = []
+        self._lost: HoldfastError | None = None
+        self._handler: PumpLink | None = None
+
+    def become(self, handler: PumpLink) -> None:
+        """Hand everything to the handler that is there now."""
+        self._handler = handler
+        if self._early:
+            handler.on_messages(tuple(self._early))
+        if self._lost is not None:
+            handler.on_lost(self._lost)
+
+    def on_messages(self, messages: Sequence[Message]) -> None:
+        if self._handler is not None:
+            self._handler.on_messages(messages)
+        else:
+            self._early.extend(messages)
+
+    def on_lost(self, error: HoldfastError) -> None:
+        if self._handler is not None:
+            self._handler.on_lost(error)
+        else:
+            self._lost = error

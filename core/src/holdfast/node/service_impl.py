@@ -1,0 +1,409 @@
+"""The control API's calls, answered by a running node; see `service.py` for the promises.
+
+Questions that only a primary's machine can answer are asked of that node's own control socket. That
+reaches nodes of the same machine; on another machine the answer is what the record says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from holdfast import __version__
+from holdfast.errors import ConflictError, HoldfastError, NotFoundError, UnavailableError
+from holdfast.kernel import registry
+from holdfast.kernel.config import provenance
+from holdfast.model import CopyState, GroupRecord, VolumeSpec
+from holdfast.node.control_client import ControlClient
+from holdfast.node.pump import Pump
+from holdfast.node.service import Json, Sample, VolumeChanges, VolumeRequest
+from holdfast.node.status import volume_status
+from holdfast.sync import events as ev
+from holdfast.units import CHUNK_BYTES, NodeName
+
+if TYPE_CHECKING:
+    from holdfast.node.daemon import Node
+
+SETTLE_S = 10.0
+"""How long a command waits for what it began to be visible."""
+
+
+class Service:
+    """Implements `service.NodeService` over a `Node`."""
+
+    def __init__(self, node: Node) -> None:
+        """Answer for `node`."""
+        self._node = node
+
+    # -- nodes ------------------------------------------------------------------------------------------
+
+    async def node(self) -> Json:
+        """Describe this node."""
+        node = self._node
+        return {
+            "name": node.name,
+            "cluster": node.cluster,
+            "pid": os.getpid(),
+            "version": __version__,
+            "ready": node.ready,
+            "started_at": node.started_at,
+            "address": node.record.address,
+            "frontends": dict(node.record.frontends),
+            "cordoned": node.cordoned,
+            "copies": len(node.hosting.pumps),
+            "data": [str(path) for path in node.hosting.data],
+            "capacity_bytes": node.record.capacity_bytes,
+            "free_bytes": node.record.free_bytes,
+            "orphans": {str(path): why for path, why in node.hosting.orphans.items()},
+        }
+
+    async def nodes(self) -> Sequence[Json]:
+        """Describe every node that the cluster knows."""
+        directory = self._node.directory
+        records = [record for record, _ in directory.groups.values()]
+        rows = []
+        for name in sorted(directory.nodes):
+            known = directory.nodes[name]
+            rows.append(
+                {
+                    "name": name,
+                    "alive": name in directory.alive,
+                    "address": known.address,
+                    "frontends": dict(known.frontends),
+                    "cordoned": known.cordoned,
+                    "compute_only": known.compute_only,
+                    "labels": dict(known.labels),
+                    "copies": sum(1 for r in records if r.on_node(name) is not None),
+                    "primaries": sum(1 for r in records if r.primary_member.node == name),
+                    "capacity_bytes": known.capacity_bytes,
+                    "free_bytes": known.free_bytes,
+                    "version": known.version,
+                    "started_at": known.started_at,
+                }
+            )
+        return rows
+
+    async def cordon(self, cordoned: bool) -> Json:
+        """Let this node take no new copies, or let it again."""
+        await self._node.set_cordoned(cordoned=cordoned)
+        return await self.node()
+
+    async def stop(self, *, handover: bool) -> None:
+        """Begin a clean stop."""
+        self._node.request_stop(handover=handover)
+
+    # -- volumes ------------------------------------------------------------------------------------------
+
+    async def volumes(self) -> Sequence[Json]:
+        """Return the status of every volume."""
+        specs = sorted(self._node.directory.specs.values(), key=lambda spec: spec.name)
+        return [await self._status(spec) for spec in specs]
+
+    async def volume(self, name: str) -> Json:
+        """Return the status of a volume."""
+        return await self._status(await self._node.directory.find(name))
+
+    async def _status(self, spec: VolumeSpec) -> Json:
+        directory = self._node.directory
+        known = directory.groups.get(spec.id)
+        record = known[0] if known is not None else None
+        pump = self._node.hosting.pumps.get(spec.id)
+        member = None if pump is None or pump.member.primary is None else pump.member
+        if record is not None and member is None:
+            remote = await self._ask(record.primary_member.node, "volume", spec.name)
+            if remote is not None:
+                return remote
+        if member is not None:
+            record = member.ctx.record
+        return volume_status(spec, record, directory.alive, member)
+
+    async def _ask(self, node: NodeName, call: str, *arguments: object) -> Any:
+        """Ask another node of this machine; None when it cannot be asked."""
+        control = self._control_of(node)
+        if control is None:
+            return None
+        client = ControlClient(control, node=node)
+        try:
+            return await asyncio.to_thread(getattr(client, f"own_{call}"), *arguments)
+        except HoldfastError:
+            return None
+
+    def _control_of(self, node: NodeName) -> Path | None:
+        if node == self._node.name:
+            return None
+        known = self._node.directory.alive.get(node)
+        if known is None or not known.control or not Path(known.control).exists():
+            return None
+        return Path(known.control)
+
+    async def own_volume(self, name: str) -> Json:
+        """Return the status as this node sees it, without asking another."""
+        spec = await self._node.directory.find(name)
+        directory = self._node.directory
+        pump = self._node.hosting.pumps.get(spec.id)
+        member = None if pump is None or pump.member.primary is None else pump.member
+        known = directory.groups.get(spec.id)
+        record = known[0] if known is not None else None
+        if member is not None:
+            record = member.ctx.record
+        return volume_status(spec, record, directory.alive, member)
+
+    async def create_volume(self, request: VolumeRequest) -> tuple[Json, Sequence[str]]:
+        """Make a volume; returns as soon as its primary serves it."""
+        spec, warnings = await self._node.volumes.create(request)
+        give_up = time.monotonic() + SETTLE_S
+        status = await self._status(spec)
+        while status["health"] == "offline" and time.monotonic() < give_up:
+            await asyncio.sleep(0.02)
+            status = await self._status(spec)
+        return status, warnings
+
+    async def change_volume(self, name: str, changes: VolumeChanges) -> Json:
+        """Change what was declared."""
+        spec = await self._node.volumes.change(name, changes)
+        return await self._status(spec)
+
+    async def delete_volume(self, name: str, *, force: bool) -> None:
+        """Delete a volume and all its copies."""
+        await self._node.volumes.delete(name, force=force)
+
+    async def promote(self, name: str, node: NodeName) -> Json:
+        """Hand the primary over to an in-sync copy."""
+        spec, pump, record = await self._at_primary(name, "promote", node)
+        if pump is None:
+            return await self._forward(record, "promote", name, node)
+        target = record.on_node(node)
+        if target is None or target.state is not CopyState.IN_SYNC:
+            raise ConflictError(
+                f"Node {node} has no in-sync copy of {name}.",
+                hint=f"`holdfast volume show {name}` lists the copies.",
+            )
+        if target.copy != record.primary:
+            pump.feed(ev.Handover(node, leave=False))
+            await self._until(lambda: self._primary_node(spec) == node, f"{node} takes over")
+        return await self._status(spec)
+
+    async def evict(self, name: str, node: NodeName) -> Json:
+        """Take a node's copy out of the group for good."""
+        spec, pump, record = await self._at_primary(name, "evict", node)
+        if pump is None:
+            return await self._forward(record, "evict", name, node)
+        member = record.on_node(node)
+        if member is None:
+            raise NotFoundError(f"Node {node} has no copy of {name}.")
+        if member.copy == record.primary:
+            raise ConflictError(
+                f"The copy on {node} is the primary.",
+                hint=f"First `holdfast volume promote {name} --node` another.",
+            )
+        pump.feed(ev.Evict(node))
+        await self._until(
+            lambda: (r := self._node.group(spec.id)) is not None and r.on_node(node) is None,
+            f"the copy on {node} is taken out",
+        )
+        return await self._status(spec)
+
+    async def move(self, name: str, source: NodeName, target: NodeName) -> Json:
+        """Begin to move a copy: add on `target`, sync, then remove from `source`."""
+        spec, pump, record = await self._at_primary(name, "move", source, target)
+        if pump is None:
+            return await self._forward(record, "move", name, source, target)
+        if record.on_node(source) is None:
+            raise NotFoundError(f"Node {source} has no copy of {name}.")
+        if record.on_node(target) is not None:
+            raise ConflictError(f"Node {target} has a copy of {name} already.")
+        if target not in self._node.directory.alive:
+            raise ConflictError(f"Node {target} is not there.")
+        if record.primary_member.node == source:
+            raise ConflictError(
+                f"The copy on {source} is the primary.",
+                hint=f"First `holdfast volume promote {name} --node` another, then move.",
+            )
+        pump.feed(ev.MoveCopy(source, target))
+        return await self._status(spec)
+
+    async def _at_primary(
+        self, name: str, call: str, *arguments: object
+    ) -> tuple[VolumeSpec, Pump | None, GroupRecord]:
+        spec = await self._node.directory.find(name)
+        pump = self._node.hosting.pumps.get(spec.id)
+        if pump is not None and pump.is_primary:
+            return spec, pump, pump.member.ctx.record
+        record = self._node.group(spec.id)
+        if record is None or record.primary_member.node == self._node.name:
+            raise UnavailableError(
+                f"Volume {name} has no serving primary now.", hint="Try again in a moment."
+            )
+        return spec, None, record
+
+    async def _forward(self, record: GroupRecord, call: str, *arguments: object) -> Any:
+        node = record.primary_member.node
+        control = self._control_of(node)
+        if control is None:
+            raise UnavailableError(
+                f"The primary's node {node} cannot be asked from here.",
+                hint=f"Run the command on {node}.",
+            )
+        client = ControlClient(control, node=node)
+        return await asyncio.to_thread(getattr(client, call), *arguments)
+
+    def _primary_node(self, spec: VolumeSpec) -> NodeName | None:
+        record = self._node.group(spec.id)
+        return None if record is None else record.primary_member.node
+
+    async def _until(self, condition: Any, what: str) -> None:
+        give_up = time.monotonic() + SETTLE_S
+        while not condition():
+            if time.monotonic() > give_up:
+                raise UnavailableError(
+                    f"It did not come to pass in {SETTLE_S:.0f} s that {what}.",
+                    hint="Look at the volume's events.",
+                )
+            await asyncio.sleep(0.01)
+
+    # -- long answers ---------------------------------------------------------------------------------------
+
+    async def events(self, name: str, *, follow: bool) -> AsyncIterator[Json]:
+        """Yield what happened to a volume, oldest first, from all nodes of this machine."""
+        spec = await self._node.directory.find(name)
+        log = self._node.hosting.events
+        merged: list[Json] = log.read(spec.id)
+        for node in sorted(self._node.directory.alive):
+            if node != self._node.name:
+                merged += await self._ask(node, "events", name) or []
+        merged.sort(key=lambda event: event["at"])
+        for event in merged:
+            yield event
+        if follow:
+            told = max((event["at"] for event in merged), default=0.0)
+            async for event in log.follow(spec.id):
+                if event["at"] > told:
+                    yield event
+
+    async def own_events(self, name: str) -> list[Json]:
+        """Return the events that this node itself has noted."""
+        spec = await self._node.directory.find(name)
+        return self._node.hosting.events.read(spec.id)
+
+    async def verify(self, name: str) -> AsyncIterator[Json]:
+        """Compare all in-sync copies chunk by chunk, from the data itself."""
+        spec, pump, record = await self._at_primary(name, "verify")
+        if pump is None:
+            lines = await self._forward_stream(record, name)
+            async for line in lines:
+                yield line
+            return
+        missing = [m.node for m in record.members if m.state is not CopyState.IN_SYNC]
+        if missing:
+            raise UnavailableError(
+                f"The copy on {', '.join(missing)} is not in sync and cannot be compared.",
+                hint=f"Wait until `holdfast volume show {name}` says healthy.",
+            )
+        queue: asyncio.Queue[ev.Verified] = asyncio.Queue()
+        token = pump.member.ctx.token()
+        pump.listeners[token] = queue.put_nowait
+        pump.feed(ev.Verify(token))
+        try:
+            while True:
+                told = await queue.get()
+                if told.failed:
+                    raise UnavailableError(
+                        f"The primary of {name} changed during the comparison.",
+                        hint="Run it again.",
+                    )
+                if told.differing is None:
+                    yield {"chunks_done": told.chunks_done, "chunks_total": told.chunks_total}
+                    continue
+                yield {
+                    "equal": not told.differing,
+                    "copies": told.copies,
+                    "chunks_total": told.chunks_total,
+                    "differences": [
+                        {"chunk": chunk, "offset": chunk * CHUNK_BYTES, "nodes": list(nodes)}
+                        for chunk, nodes in told.differing
+                    ],
+                }
+                return
+        finally:
+            del pump.listeners[token]
+
+    async def _forward_stream(self, record: GroupRecord, name: str) -> AsyncIterator[Json]:
+        """Return the verification that the primary's node runs, line by line."""
+        node = record.primary_member.node
+        control = self._control_of(node)
+        if control is None:
+            raise UnavailableError(
+                f"The primary's node {node} cannot be asked from here.",
+                hint=f"Run the command on {node}.",
+            )
+        client = ControlClient(control, node=node)
+        iterator = await asyncio.to_thread(lambda: iter(client.verify(name)))
+        end = object()
+
+        async def lines() -> AsyncIterator[Json]:
+            while (line := await asyncio.to_thread(next, iterator, end)) is not end:
+                assert isinstance(line, dict)
+                yield line
+
+        return lines()
+
+    # -- lists ----------------------------------------------------------------------------------------------
+
+    async def plugins(self) -> Sequence[Json]:
+        """List the drivers that this node sees."""
+        config = self._node.config
+        active = {("state", config.state.name), ("transport", config.transport.name)}
+        active |= {("frontend", name) for name in self._node.frontends}
+        drivers = await asyncio.to_thread(registry.list_drivers)
+        return [
+            {
+                "kind": d.kind,
+                "name": d.name,
+                "distribution": d.distribution,
+                "version": d.version,
+                "error": d.reason or None,
+                "active": (d.kind, d.name) in active,
+            }
+            for d in drivers
+        ]
+
+    async def config(self) -> Sequence[Json]:
+        """List the configuration in force."""
+        return [
+            {"path": s.path, "value": s.value, "source": s.source}
+            for s in provenance(self._node.config)
+        ]
+
+    async def metrics(self) -> Sequence[Sample]:
+        """Return the node's metrics."""
+        node = self._node
+        samples = [
+            Sample("holdfast_copies", len(node.hosting.pumps)),
+            Sample("holdfast_primaries", sum(p.is_primary for p in node.hosting.pumps.values())),
+        ]
+        samples += [
+            Sample(f"holdfast_transport_{name}_total", value)
+            for name, value in node.transport.metrics().items()
+        ]
+        for name, frontend in node.frontends.items():
+            samples += [
+                Sample(f"holdfast_frontend_{key}", value, {"frontend": name})
+                for key, value in frontend.metrics().items()
+            ]
+        for pump in node.hosting.pumps.values():
+            member = pump.member
+            if member.primary is None:
+                continue
+            labels = {"volume": member.ctx.spec.name}
+            legs = member.primary.legs.values()
+            left = sum(leg.job.left_bytes for leg in legs if leg.job is not None)
+            samples += [
+                Sample("holdfast_volume_epoch", member.ctx.epoch, labels),
+                Sample("holdfast_volume_in_sync", len(member.ctx.record.in_sync), labels),
+                Sample("holdfast_volume_sync_left_bytes", left, labels),
+            ]
+        return samples

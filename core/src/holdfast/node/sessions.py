@@ -1,0 +1,335 @@
+"""Consumer sessions of this node: every frontend's way to any volume, local primary or remote.
+
+A `NodeSession` drives the machine of `sync.consumer`: it opens links, resends, and hands answers to
+the frontend. When the primary is in this process, the link is a pair of method calls and nothing is
+copied or encoded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Coroutine, Sequence
+from typing import Any, Protocol
+
+from holdfast.errors import ConflictError, HoldfastError, NotFoundError, UnavailableError
+from holdfast.interfaces.frontend import SessionHandler
+from holdfast.interfaces.transport import LinkHandler
+from holdfast.messages import Message, Request, SessionOpen
+from holdfast.model import Access, GroupRecord, VolumeSpec
+from holdfast.node.pump import Outlet, Pump
+from holdfast.sync import consumer
+from holdfast.sync import events as ev
+from holdfast.sync.consumer import ConsumerSession, SessionPhase
+from holdfast.units import NodeName, VolumeId
+
+OPEN_PATIENCE_S = 30.0
+"""How long opening a session may take: a failover with a full reconcile fits in."""
+CLOSE_PATIENCE_S = 5.0
+
+
+class SessionHost(Protocol):
+    """What a session needs of its node (or of a program that consumes without one)."""
+
+    name: NodeName
+    cluster: str
+    process: str
+
+    def local_pump(self, volume: VolumeId) -> Pump | None:
+        """Return the pump of the local copy, if there is one."""
+        ...
+
+    def group(self, volume: VolumeId) -> GroupRecord | None:
+        """Return the group record last seen."""
+        ...
+
+    async def dial(self, node: NodeName, hello: SessionOpen, handler: LinkHandler) -> Outlet:
+        """Open a link to a node."""
+        ...
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine under the host's task group."""
+        ...
+
+    def session_closed(self, session: NodeSession) -> None:
+        """The session is over; forget it."""
+        ...
+
+
+class _LocalOutlet:
+    """The primary's end of a session inside one process."""
+
+    __slots__ = ("_session",)
+
+    def __init__(self, session: NodeSession) -> None:
+        self._session: NodeSession | None = session
+
+    def send(self, messages: Sequence[Message]) -> None:
+        session = self._session
+        if session is not None:
+            session.on_messages(messages)
+
+    def close(self, reason: str = "") -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            session.on_local_closed(self)
+
+    def detach(self) -> None:
+        """The session has let go of this end."""
+        self._session = None
+
+
+class _LocalLink:
+    """The session's end of the same."""
+
+    __slots__ = ("_id", "_outlet", "_pump")
+
+    def __init__(self, pump: Pump, session: NodeSession) -> None:
+        self._pump = pump
+        self._outlet = _LocalOutlet(session)
+        self._id = pump.accept(self._outlet)
+
+    def open(self, hello: SessionOpen) -> None:
+        self._pump.feed(ev.SessionLinked(self._id, hello))
+
+    def send(self, messages: Sequence[Message]) -> None:
+        self._pump.feed(ev.Received(self._id, messages))
+
+    def close(self, reason: str = "") -> None:
+        self._outlet.detach()
+        self._pump.lost(self._id, reason or "the session has ended")
+
+    def is_behind(self, outlet: _LocalOutlet) -> bool:
+        return self._outlet is outlet
+
+
+class NodeSession:
+    """One session on one volume; implements `interfaces.frontend.VolumeSession`."""
+
+    def __init__(
+        self,
+        host: SessionHost,
+        spec: VolumeSpec,
+        handler: SessionHandler,
+        *,
+        read_only: bool,
+        force: bool,
+        io_deadline_s: float | None,
+    ) -> None:
+        """Prepare; `start` begins to look for the primary."""
+        self._host = host
+        self._handler = handler
+        self.spec = spec
+        self.id = uuid.uuid4().hex
+        self._machine = ConsumerSession(
+            SessionOpen(
+                cluster=host.cluster,
+                volume=spec.id,
+                node=host.name,
+                session=self.id,
+                process=host.process,
+                read_only=read_only,
+                force=force,
+                resume_generation=0,
+            ),
+            deadline_s=io_deadline_s,
+        )
+        self.size_bytes = spec.size_bytes
+        self.access = Access.READ_WRITE
+        self._link: Outlet | None = None
+        self._attempt = 0
+        self._settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+
+    async def start(self) -> None:
+        """Return once a primary has taken the session.
+
+        Raises:
+            ConflictError: Another session holds the volume.
+            NotFoundError: The volume was deleted meanwhile.
+            UnavailableError: No primary took it within `OPEN_PATIENCE_S`.
+        """
+        record = self._host.group(self.spec.id)
+        if record is not None:
+            self.on_record(record)
+        try:
+            await asyncio.wait_for(asyncio.shield(self._settled), OPEN_PATIENCE_S)
+        except TimeoutError:
+            why = self._machine.last_refusal or "no primary answers"
+            self._finish()
+            raise UnavailableError(
+                f"Volume {self.spec.name} cannot be opened: {why}.",
+                hint=f"Look at `holdfast volume show {self.spec.name}`.",
+            ) from None
+
+    # -- for the frontend ---------------------------------------------------------------------------
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Send requests; never blocks."""
+        machine = self._machine
+        if machine.phase is SessionPhase.OPEN and machine.deadline_s is None:
+            # The whole of the common case, without an intermediate object.
+            self._run(machine.submit(requests, 0.0))
+            return
+        self._run(machine.submit(requests, time.monotonic()))
+
+    async def aclose(self) -> None:
+        """Wait for unanswered requests for a moment, then give the writer session up."""
+        give_up = self._loop.time() + CLOSE_PATIENCE_S
+        while self._machine.unanswered and self._loop.time() < give_up:
+            await asyncio.sleep(0.01)
+        self._run(self._machine.close())
+        self._finish()
+
+    # -- from the host and the links ------------------------------------------------------------------
+
+    def on_record(self, record: GroupRecord) -> None:
+        """The group record has changed."""
+        self._run(self._machine.on_record(record, time.monotonic()))
+        self._arm()
+
+    def on_deleted(self) -> None:
+        """The volume was deleted."""
+        self._run(self._machine.on_deleted())
+
+    def on_messages(self, messages: Sequence[Message]) -> None:
+        """Take what the primary has sent."""
+        self._run(self._machine.on_messages(messages, time.monotonic()))
+        if self._machine.phase is not SessionPhase.OPEN:
+            self._arm()
+
+    def on_lost(self, attempt: int) -> None:
+        """The link of this attempt is gone."""
+        if attempt != self._attempt:
+            return
+        self._link = None
+        self._run(self._machine.on_lost(time.monotonic()))
+        self._arm()
+
+    def on_local_closed(self, outlet: _LocalOutlet) -> None:
+        """The local primary has closed its end."""
+        if isinstance(self._link, _LocalLink) and self._link.is_behind(outlet):
+            self.on_lost(self._attempt)
+
+    # -- inside -----------------------------------------------------------------------------------------
+
+    def _run(self, outcomes: list[consumer.Outcome]) -> None:
+        for outcome in outcomes:
+            if isinstance(outcome, consumer.Tell):
+                if self._link is not None:
+                    self._link.send(outcome.messages)
+            elif isinstance(outcome, consumer.Answer):
+                self._handler.on_replies(outcome.replies)
+            elif isinstance(outcome, consumer.Dial):
+                self._dial(outcome)
+            elif isinstance(outcome, consumer.Changed):
+                self.size_bytes, self.access = outcome.size_bytes, outcome.access
+                if not self._settled.done():
+                    self._settled.set_result(None)
+                self._handler.on_changed(outcome.size_bytes, outcome.access)
+            elif isinstance(outcome, consumer.Hang):
+                self._hang()
+            else:
+                self._end(outcome)
+
+    def _dial(self, dial: consumer.Dial) -> None:
+        self._attempt += 1
+        if dial.node == self._host.name:
+            pump = self._host.local_pump(self.spec.id)
+            if pump is None:
+                self._loop.call_soon(self.on_lost, self._attempt)
+                return
+            link = _LocalLink(pump, self)
+            self._link = link
+            link.open(dial.hello)
+            return
+        self._host.spawn(self._dial_remote(dial, self._attempt))
+
+    async def _dial_remote(self, dial: consumer.Dial, attempt: int) -> None:
+        handler = _RemoteHandler(self, attempt)
+        try:
+            link = await self._host.dial(dial.node, dial.hello, handler)
+        except (OSError, HoldfastError):
+            self.on_lost(attempt)
+            return
+        if attempt == self._attempt and self._machine.phase is SessionPhase.OPENING:
+            self._link = link
+            handler.flush()
+        else:
+            link.close("no longer wanted")
+
+    def _hang(self) -> None:
+        link, self._link = self._link, None
+        self._attempt += 1
+        if link is not None:
+            link.close("the session has moved on")
+
+    def _end(self, ended: consumer.Ended) -> None:
+        if not self._settled.done():
+            error: HoldfastError
+            if ended.code == "attached-elsewhere":
+                error = ConflictError(ended.sentence)
+            else:
+                error = NotFoundError(ended.sentence)
+            self._settled.set_exception(error)
+        else:
+            self._handler.on_closed(ended.sentence)
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._machine.phase is not SessionPhase.CLOSED:
+            self._run(self._machine.close())
+        self._hang()
+        self._host.session_closed(self)
+
+    def _arm(self) -> None:
+        """Have the machine ticked while it looks for a primary."""
+        if self._timer is None and self._machine.phase in {
+            SessionPhase.SEEKING,
+            SessionPhase.OPENING,
+        }:
+            now = time.monotonic()
+            delay = max(0.005, self._machine.retry_at - now)
+            self._timer = self._loop.call_later(delay, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        record = self._host.group(self.spec.id)
+        if record is not None and record != self._machine.record:
+            self._run(self._machine.on_record(record, time.monotonic()))
+        else:
+            self._run(self._machine.tick(time.monotonic()))
+        self._arm()
+
+
+class _RemoteHandler:
+    """The handler of a session's link over the transport."""
+
+    __slots__ = ("_attempt", "_early", "_ready", "_session")
+
+    def __init__(self, session: NodeSession, attempt: int) -> None:
+        self._session = session
+        self._attempt = attempt
+        self._ready = False
+        self._early: list[Message] = []
+
+    def flush(self) -> None:
+        """The session has taken the link; hand over what came before."""
+        self._ready = True
+        early, self._early = self._early, []
+        if early:
+            self._session.on_messages(early)
+
+    def on_messages(self, messages: Sequence[Message]) -> None:
+        if self._ready:
+            self._session.on_messages(messages)
+        else:
+            self._early.extend(messages)
+
+    def on_lost(self, error: HoldfastError) -> None:
+        self._session.on_lost(self._attempt)

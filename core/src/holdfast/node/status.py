@@ -1,0 +1,137 @@
+"""What a volume's state looks like to people and scripts: JSON from record, specification and machine.
+
+The record says who holds what; only the primary's machine knows how far a sync is and why something
+waits. Any node can tell the former, the primary's node adds the latter.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from holdfast.model import Access, CopyState, GroupRecord, Member, NodeRecord, VolumeSpec
+from holdfast.node.service import Json
+from holdfast.sync.healing import health_of
+from holdfast.sync.leg import Leg
+from holdfast.sync.member import GroupMember
+from holdfast.units import NodeName, format_size
+
+
+def volume_status(
+    spec: VolumeSpec,
+    record: GroupRecord | None,
+    alive: dict[NodeName, NodeRecord],
+    member: GroupMember | None,
+) -> Json:
+    """Return the status of a volume.
+
+    Args:
+        spec: Its specification.
+        record: Its group record; None while it is being made.
+        alive: The nodes whose leases live.
+        member: The primary's machine, when it is in this process.
+    """
+    status: Json = {
+        "name": spec.name,
+        "id": spec.id,
+        "size": spec.size_bytes,
+        "declared_replicas": spec.replicas,
+        "policy": spec.policy,
+        "policy_options": dict(spec.policy_options),
+        "shared": spec.shared,
+        "labels": dict(spec.labels),
+        "created_at": spec.created_at,
+    }
+    if record is None:
+        return status | {
+            "health": "offline",
+            "access": Access.NONE.value,
+            "epoch": 0,
+            "primary": None,
+            "attached": None,
+            "reason": "The volume is being made.",
+            "copies": [],
+        }
+    primary = record.primary_member
+    serving = primary.node in alive
+    if member is not None:
+        serving = member.primary is not None and member.primary.serving
+    health = health_of(record, spec) if serving else "offline"
+    return status | {
+        "health": health,
+        "access": record.access.value if serving else Access.NONE.value,
+        "epoch": record.epoch,
+        "primary": primary.node,
+        "attached": record.attached_node,
+        "reason": _reason(spec, record, member, health),
+        "copies": [_copy(m, record, member) for m in record.members],
+    }
+
+
+def _copy(entry: Member, record: GroupRecord, member: GroupMember | None) -> Json:
+    leg = None
+    if member is not None and member.primary is not None:
+        leg = member.primary.legs.get(entry.copy)
+    return {
+        "node": entry.node,
+        "role": "primary" if entry.copy == record.primary else "replica",
+        "state": entry.state.value,
+        "copy": entry.copy,
+        "since": entry.since,
+        "reason": None if entry.reason is None else entry.reason.value,
+        "sync": None if leg is None else _sync(leg),
+    }
+
+
+def _sync(leg: Leg) -> Json | None:
+    job = leg.job if leg.job is not None else leg.last_job
+    if job is None or job.how == "reconcile":
+        return None
+    ended = job.finished_at if job.finished_at is not None else time.monotonic()
+    elapsed = max(ended - job.started_at, 1e-6)
+    rate = job.sent_bytes / elapsed
+    left = job.left_bytes if leg.job is not None else 0
+    return {
+        "how": job.how,
+        "bytes_left": left,
+        "bytes_sent": job.sent_bytes,
+        "bytes_total": max(job.total_bytes, job.sent_bytes),
+        "rate": rate,
+        "seconds_left": left / rate if rate > 0 and job.counted else (0.0 if left == 0 else None),
+        "seconds": elapsed,
+    }
+
+
+def _reason(spec: VolumeSpec, record: GroupRecord, member: GroupMember | None, health: str) -> str:
+    """Return one sentence: why the health is what it is, and what happens next."""
+    primary = record.primary_member
+    if health == "offline":
+        return (
+            f"No primary serves: {primary.node} was the last one. An in-sync copy takes over as soon "
+            "as it may; see the events."
+        )
+    verdict: Any = None
+    if member is not None and member.healing is not None:
+        verdict = member.healing.verdict
+    parts = []
+    missing = [m for m in record.members if m.state is CopyState.OFFLINE]
+    syncing = [m for m in record.members if m.state is CopyState.SYNCING]
+    for entry in missing:
+        why = f" ({entry.reason.value})" if entry.reason else ""
+        parts.append(f"The copy on {entry.node} is offline{why}.")
+    for entry in syncing:
+        leg = None
+        if member is not None and member.primary is not None:
+            leg = member.primary.legs.get(entry.copy)
+        left = (
+            f", {format_size(leg.job.left_bytes)} left"
+            if leg is not None and leg.job is not None and leg.job.counted
+            else ""
+        )
+        parts.append(f"The copy on {entry.node} is syncing{left}.")
+    short = spec.replicas - (len(record.members) - 1)
+    if short > 0:
+        parts.append(f"{short} more {'copies wait' if short > 1 else 'copy waits'} for a node.")
+    if verdict is not None and (verdict.below or record.access is not Access.READ_WRITE):
+        parts.append(verdict.reason)
+    return " ".join(parts) or "All copies are in sync."

@@ -1,0 +1,319 @@
+"""Making, changing and deleting volumes: what an operator declares, written into the store.
+
+Only specifications and first records are written here. Once a group exists, its primary alone
+changes its record; an operator's wish reaches it as a specification or as an event.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from holdfast.errors import ConflictError, NotFoundError, StateConflictError, UsageError
+from holdfast.interfaces.policy import Policy
+from holdfast.interfaces.state import StateStore
+from holdfast.kernel import registry
+from holdfast.kernel.config import options_from_mapping, options_from_strings
+from holdfast.kernel.sections import VolumeDefaults
+from holdfast.model import CopyState, GroupRecord, Member, NodeRecord, VolumeSpec
+from holdfast.node.directory import Directory
+from holdfast.node.service import VolumeChanges, VolumeRequest
+from holdfast.sync.placement import place
+from holdfast.units import (
+    BLOCK_BYTES,
+    REPLICAS_MAX,
+    SECTOR_BYTES,
+    VOLUME_BYTES_MAX,
+    CopyId,
+    Epoch,
+    NodeName,
+    VolumeId,
+    format_size,
+)
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+class Policies:
+    """Policies by specification, made once for each; unknown ones are errors of their maker."""
+
+    def __init__(self, defaults: Mapping[str, Mapping[str, Any]]) -> None:
+        """Remember what the configuration sets for each policy."""
+        self._defaults = defaults
+        self._made: dict[tuple[str, str], Policy] = {}
+
+    def of(self, spec: VolumeSpec) -> Policy:
+        """Return the policy of a volume."""
+        key = (spec.policy, repr(sorted(spec.policy_options.items())))
+        policy = self._made.get(key)
+        if policy is None:
+            driver = registry.load("policy", spec.policy)
+            options = options_from_mapping(
+                driver.Options, spec.policy_options, where=f"the policy of {spec.name}"
+            )
+            policy = self._made[key] = driver(options)
+        return policy
+
+    def options(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options of a new volume, typed: the configuration's, then `given`."""
+        driver = registry.load("policy", name)
+        typed = {k: v for k, v in given.items() if not isinstance(v, str)}
+        texts = {k: v for k, v in given.items() if isinstance(v, str)}
+        parsed = options_from_strings(driver.Options, texts) if texts else None
+        for key in texts:
+            value = getattr(parsed, key)
+            typed[key] = getattr(value, "value", value)
+        merged = {**self._defaults.get(name, {}), **typed}
+        options_from_mapping(driver.Options, merged, where=f"--set of policy {name}")
+        return merged
+
+    def refuse(self, name: str, declared: int, options: Mapping[str, Any]) -> None:
+        """Raise `UsageError` when the policy cannot go with so many replicas."""
+        driver = registry.load("policy", name)
+        made = options_from_mapping(driver.Options, options, where=f"--set of policy {name}")
+        reason = driver.refuse(declared, made)
+        if reason is not None:
+            raise UsageError(reason)
+
+
+class Volumes:
+    """The declared volumes of the cluster."""
+
+    def __init__(
+        self,
+        store: StateStore,
+        directory: Directory,
+        policies: Policies,
+        defaults: VolumeDefaults,
+        transport: str,
+    ) -> None:
+        """Work on `store`, with `directory` as the picture of it."""
+        self._store = store
+        self._directory = directory
+        self._policies = policies
+        self._defaults = defaults
+        self._transport = transport
+
+    async def create(self, request: VolumeRequest) -> tuple[VolumeSpec, list[str]]:
+        """Write a new volume's specification and first record; return it with warnings."""
+        spec = self._declared(request)
+        nodes = self._place(spec, request.primary_node)
+        warnings = self._warnings(spec, nodes)
+        try:
+            await self._store.compare_and_set(f"name/{spec.name}", spec.id.encode(), None)
+        except StateConflictError:
+            raise ConflictError(
+                f"There is a volume {spec.name!r} already.", hint="Choose another name."
+            ) from None
+        await self._store.compare_and_set(f"spec/{spec.id}", spec.to_bytes(), None)
+        now = time.time()
+        members = tuple(
+            Member(
+                copy=CopyId(uuid.uuid4().hex),
+                node=node,
+                state=CopyState.IN_SYNC if index == 0 else CopyState.SYNCING,
+                since=now,
+            )
+            for index, node in enumerate(nodes)
+        )
+        record = GroupRecord(
+            volume=spec.id, epoch=Epoch(1), primary=members[0].copy, members=members
+        )
+        await self._store.compare_and_set(f"group/{spec.id}", record.to_bytes(), None)
+        return spec, warnings
+
+    async def change(self, name: str, changes: VolumeChanges) -> VolumeSpec:
+        """Write a changed specification, refused when the present state does not satisfy it."""
+        known = await self._directory.find(name)
+        entry = await self._store.get(f"spec/{known.id}")
+        if entry is None:
+            raise NotFoundError(f"The volume {name!r} has just been deleted.")
+        spec = VolumeSpec.from_bytes(entry.value)
+        wanted = self._changed(spec, changes)
+        group = self._directory.groups.get(spec.id)
+        if group is not None:
+            self._check_satisfied(spec, wanted, group[0])
+        try:
+            await self._store.compare_and_set(f"spec/{spec.id}", wanted.to_bytes(), entry.version)
+        except StateConflictError:
+            raise ConflictError(
+                f"Somebody else has just changed {name!r}.", hint="Look again, then try again."
+            ) from None
+        return wanted
+
+    async def delete(self, name: str, *, force: bool) -> None:
+        """Delete a volume: tombstone first, then the record, so that no copy outlives it unproved."""
+        spec = await self._directory.find(name)
+        group = await self._store.get(f"group/{spec.id}")
+        if group is not None:
+            record = GroupRecord.from_bytes(group.value)
+            if record.attached_session and not force:
+                raise ConflictError(
+                    f"Volume {name} is attached at node {record.attached_node}.",
+                    hint="Close its clients first, or delete it with --force.",
+                )
+        try:
+            await self._store.compare_and_set(f"deleted/{spec.id}", spec.name.encode(), None)
+        except StateConflictError:
+            pass  # An earlier deletion was interrupted; it is finished now.
+        for key in (f"group/{spec.id}", f"spec/{spec.id}", f"name/{spec.name}"):
+            await self._remove(key)
+
+    async def _remove(self, key: str) -> None:
+        while (entry := await self._store.get(key)) is not None:
+            try:
+                await self._store.compare_and_set(key, None, entry.version)
+            except StateConflictError:
+                continue  # The group changed in this very moment; its record goes all the same.
+            return
+
+    # -- declaring ------------------------------------------------------------------------------------
+
+    def _declared(self, request: VolumeRequest) -> VolumeSpec:
+        if _NAME.fullmatch(request.name) is None:
+            raise UsageError(
+                f"{request.name!r} cannot be a volume's name.",
+                hint="Use up to 63 letters, digits, dots, dashes and underscores.",
+            )
+        _check_size(request.size_bytes)
+        defaults = self._defaults
+        replicas = defaults.replicas if request.replicas is None else request.replicas
+        _check_replicas(replicas)
+        policy = request.policy or defaults.policy
+        options = self._policies.options(policy, request.policy_options)
+        self._policies.refuse(policy, replicas, options)
+        return VolumeSpec(
+            id=VolumeId(uuid.uuid4().hex),
+            name=request.name,
+            size_bytes=request.size_bytes,
+            replicas=replicas,
+            policy=policy,
+            policy_options=options,
+            transport=self._transport,
+            shared=request.shared,
+            hash_key=secrets.token_hex(32),
+            member_missing_timeout_s=defaults.member_missing_timeout_s,
+            created_at=time.time(),
+            labels=dict(request.labels),
+        )
+
+    def _place(self, spec: VolumeSpec, first: NodeName | None) -> list[NodeName]:
+        """Choose a node for each copy; fewer when the cluster has not enough, but one at least."""
+        alive = self._directory.alive
+        chosen: list[NodeName] = []
+        if first is not None:
+            if first not in alive:
+                raise ConflictError(
+                    f"Node {first!r} is not there.", hint="`holdfast node list` shows who is."
+                )
+            chosen.append(first)
+        placed = place(alive, size_bytes=spec.size_bytes, taken=())
+        while len(chosen) <= spec.replicas:
+            placed = place(
+                _with_load(alive, self._directory.groups),
+                size_bytes=spec.size_bytes,
+                taken=chosen,
+                spread=spec.labels.get("holdfast/spread", ""),
+            )
+            if placed.node is None:
+                break
+            chosen.append(placed.node)
+        if not chosen:
+            reasons = "; ".join(f"{node} {why}" for node, why in placed.reasons.items())
+            raise ConflictError(
+                f"No node can hold a copy of {spec.name!r}: {reasons or 'none is up'}.",
+                hint="Start or uncordon a node, or make room.",
+            )
+        return chosen
+
+    def _warnings(self, spec: VolumeSpec, nodes: Sequence[NodeName]) -> list[str]:
+        warnings = []
+        have = sum(1 for n in self._directory.alive.values() if not n.compute_only)
+        needed = self._policies.of(spec).nodes_min(spec.replicas)
+        if len(nodes) <= spec.replicas:
+            warnings.append(
+                f"Only {len(nodes)} of {spec.replicas + 1} copies can be placed now; the rest follow "
+                "when nodes appear."
+            )
+        elif have < needed:
+            warnings.append(
+                f"{spec.policy} with {spec.replicas} replicas needs {needed} nodes to heal after a "
+                f"loss; this cluster has {have}."
+            )
+        return warnings
+
+    # -- changing -------------------------------------------------------------------------------------
+
+    def _changed(self, spec: VolumeSpec, changes: VolumeChanges) -> VolumeSpec:
+        policy = changes.policy or spec.policy
+        options: Mapping[str, Any] = spec.policy_options if policy == spec.policy else {}
+        if changes.policy_options is not None or policy != spec.policy:
+            options = self._policies.options(policy, {**options, **(changes.policy_options or {})})
+        replicas = spec.replicas if changes.replicas is None else changes.replicas
+        _check_replicas(replicas)
+        self._policies.refuse(policy, replicas, options)
+        size = spec.size_bytes
+        if changes.size_bytes is not None and changes.size_bytes != size:
+            raise ConflictError(
+                f"Volume {spec.name} has {format_size(size)}, and this version cannot change that.",
+                hint="Make a larger volume and copy the data with export and import.",
+            )
+        return attrs.evolve(
+            spec,
+            policy=policy,
+            policy_options=options,
+            replicas=replicas,
+            shared=spec.shared if changes.shared is None else changes.shared,
+            labels=spec.labels if changes.labels is None else dict(changes.labels),
+        )
+
+    def _check_satisfied(self, spec: VolumeSpec, wanted: VolumeSpec, record: GroupRecord) -> None:
+        """Ondat's rule: a mode that the present state does not satisfy is refused."""
+        online = sum(
+            1
+            for m in record.members
+            if m.copy != record.primary and m.state is not CopyState.OFFLINE
+        )
+        before = self._policies.of(spec).least(spec.replicas)
+        least = self._policies.of(wanted).least(wanted.replicas)
+        if (wanted.policy, wanted.policy_options) != (spec.policy, spec.policy_options):
+            if online < least and least > before:
+                raise ConflictError(
+                    f"{wanted.policy} needs {least} replicas online, and {online} are.",
+                    hint="Wait until replicas are back, or choose a milder policy.",
+                )
+
+
+def _check_size(size_bytes: int) -> None:
+    if size_bytes < BLOCK_BYTES or size_bytes > VOLUME_BYTES_MAX or size_bytes % SECTOR_BYTES:
+        raise UsageError(
+            f"{size_bytes} bytes is no possible size of a volume.",
+            hint=f"Choose a multiple of {SECTOR_BYTES} from {format_size(BLOCK_BYTES)} to "
+            f"{format_size(VOLUME_BYTES_MAX)}.",
+        )
+
+
+def _check_replicas(replicas: int) -> None:
+    if not 0 <= replicas <= REPLICAS_MAX:
+        raise UsageError(
+            f"A volume has 0 to {REPLICAS_MAX} replicas beside its primary, not {replicas}."
+        )
+
+
+def _with_load(
+    nodes: Mapping[NodeName, NodeRecord],
+    groups: Mapping[VolumeId, tuple[GroupRecord, int]],
+) -> dict[NodeName, NodeRecord]:
+    """Return the nodes with the copies that records name, which is fresher than what nodes say."""
+    copies: dict[NodeName, int] = {}
+    for record, _ in groups.values():
+        for member in record.members:
+            weight = 2 if member.copy == record.primary else 1
+            copies[member.node] = copies.get(member.node, 0) + weight
+    return {name: attrs.evolve(n, copies=copies.get(name, 0)) for name, n in nodes.items()}
