@@ -77,7 +77,7 @@ def run(shell: subprocess.Popen[str], command: str) -> tuple[int, str]:
     """Run one command in the shell; return its exit code and what it printed."""
     assert shell.stdin is not None
     assert shell.stdout is not None
-    shell.stdin.write(f"{command}\necho; echo END-OF-COMMAND $?\n")
+    shell.stdin.write(f"{command}\nCODE=$?; echo; echo END-OF-COMMAND $CODE\n")
     shell.stdin.flush()
     printed = ""
     for line in shell.stdout:

@@ -74,9 +74,9 @@ def test_a_volume_is_made_shown_changed_and_deleted(holdfast: Command) -> None:
     page = holdfast("volume", "show", "db").out
     assert "All copies are in sync." in page
     assert "n3" in page
-    assert holdfast("volume", "set", "db", "--size", "2GiB", "--set", "grace_s=4").code == 0
+    assert holdfast("volume", "set", "db", "--replicas", "1", "--set", "grace_s=4").code == 0
     status = holdfast("--json", "volume", "show", "db").json
-    assert (status["size"], status["policy_options"]) == (2 << 30, {"grace_s": "4"})
+    assert (status["declared_replicas"], status["policy_options"]) == (1, {"grace_s": "4"})
     assert holdfast("volume", "delete", "db").out == "Volume db is deleted.\n"
     assert holdfast("volume", "list", "--json").json == {"volumes": []}
     assert "There are no volumes yet" in holdfast("volume", "list").out

@@ -44,7 +44,7 @@ def show(ctx: typer.Context, file: File = None, node: NodeOption = None) -> None
         return
     from holdfast.cli import render
 
-    made = render.table("SETTING", "VALUE", "FROM")
+    made = render.table("SETTING", "VALUE", "FROM", wrap=["VALUE"])
     for setting in settings:
         origin = setting.source.removeprefix(str(path)).lstrip(":")
         made.add_row(

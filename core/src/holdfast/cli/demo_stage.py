@@ -30,6 +30,8 @@ class Stage:
         """Choose the console."""
         self._console = Console(quiet=quiet, highlight=False)
         self._number = 0
+        self._rates: deque[int] = deque([0] * _SAMPLES, maxlen=_SAMPLES)
+        """Writes acknowledged in each of the last samples."""
 
     def title(self, text: str, below: str) -> None:
         """Open the story."""
@@ -80,7 +82,6 @@ class Stage:
             until: Told every status.
             timeout_s: When to give up.
         """
-        rates: deque[int] = deque([0] * _SAMPLES, maxlen=_SAMPLES)
         deadline = time.monotonic() + timeout_s
         before = writer.acknowledged
         live = self._console.is_terminal and not self._console.quiet
@@ -91,10 +92,10 @@ class Stage:
                 if until(volume):
                     return True
                 time.sleep(SAMPLE_S)
-                rates.append(writer.acknowledged - before)
+                self._rates.append(writer.acknowledged - before)
                 before = writer.acknowledged
                 if view is not None:
-                    view.update(_picture(rates, writer, volume), refresh=True)
+                    view.update(_picture(self._rates, writer, volume), refresh=True)
         return False
 
     def summary(self, rows: Sequence[tuple[str, str, bool]], *, held: bool) -> None:

@@ -70,7 +70,8 @@ def list_nodes(ctx: typer.Context) -> None:
         return
     from holdfast.cli import render
 
-    rows = render.table("NODE", "STATE", "COPIES", "PRIMARIES", "ADDRESS", "NBD")
+    right = ["COPIES", "PRIMARIES"]
+    rows = render.table("NODE", "STATE", *right, "ADDRESS", "NBD", right=right)
     for node in nodes:
         state = render.word("running" if node["alive"] else "stopped")
         if node["cordoned"]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 from rich import box
@@ -68,11 +68,19 @@ def show(what: RenderableType) -> None:
     out.print(what)
 
 
-def table(*columns: str, right: Sequence[str] = ()) -> Table:
-    """Return an empty table in the house's form."""
+def table(*columns: str, right: Sequence[str] = (), wrap: Sequence[str] = ()) -> Table:
+    """Return an empty table in the house's form.
+
+    Args:
+        columns: The headings.
+        right: Those that are set flush right.
+        wrap: Those that may take several lines; the last one may in any case.
+    """
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        wraps = column in {*wrap, columns[-1]}
+        side: Literal["left", "right"] = "right" if column in right else "left"
+        made.add_column(column, justify=side, overflow="fold", no_wrap=not wraps)
     return made
 
 

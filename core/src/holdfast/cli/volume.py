@@ -149,9 +149,6 @@ def show(ctx: typer.Context, name: Name) -> None:
 def change(
     ctx: typer.Context,
     name: Name,
-    size: Annotated[
-        str | None, typer.Option("--size", "-s", metavar="SIZE", help="The new size; larger.")
-    ] = None,
     replicas: Annotated[
         int | None,
         typer.Option(
@@ -170,7 +167,6 @@ def change(
     """
     context = here(ctx)
     changes: dict[str, Any] = {
-        "size_bytes": None if size is None else _size(size),
         "replicas": replicas,
         "policy": policy,
         "policy_options": pairs(settings, "--set") if settings else None,

@@ -64,7 +64,7 @@ def import_file(
             raise UsageError(
                 f"{file} has {format_size(size)}, volume {name} only "
                 f"{format_size(volume.size_bytes)}.",
-                hint=f"Grow it first: holdfast volume set {name} --size {-(-size // MIB)}MiB",
+                hint=f"Make a larger one: holdfast volume create NAME --size {-(-size // MIB)}MiB",
             )
         if volume.read_only:
             raise ConflictError(
