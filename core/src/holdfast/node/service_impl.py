@@ -198,7 +198,7 @@ class Service:
         if member.copy == record.primary:
             raise ConflictError(
                 f"The copy on {node} is the primary.",
-                hint=f"First `holdfast volume promote {name} --node` another.",
+                hint=f"First `holdfast volume promote {name} NODE` with another node.",
             )
         pump.feed(ev.Evict(node))
         await self._until(
@@ -221,7 +221,7 @@ class Service:
         if record.primary_member.node == source:
             raise ConflictError(
                 f"The copy on {source} is the primary.",
-                hint=f"First `holdfast volume promote {name} --node` another, then move.",
+                hint=f"First `holdfast volume promote {name} NODE` with another node, then move.",
             )
         pump.feed(ev.MoveCopy(source, target))
         return await self._status(spec)
