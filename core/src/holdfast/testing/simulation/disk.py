@@ -1,0 +1,226 @@
+"""The disk under one simulated copy: what is in the page cache, and what would survive a power loss.
+
+Content is kept by 4 KiB block, twice: `cache` is what a read returns, `stable` is what the platters
+hold. Between the two lies an ordered log of block writes that no flush has covered. A killed process
+leaves the cache as it is; a power loss keeps any subset of the log, torn at 512-byte boundaries.
+
+Hashes here are Python's own hashes of the blocks, folded: equal content gives equal hashes within
+one process, which is all that the machines ask of them, and costs a hundredth of BLAKE3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import struct
+from collections.abc import Iterable, Sequence
+
+import attrs
+from attrs import define, field
+
+from holdfast.interfaces.copy import Superblock
+from holdfast.messages import Extent, Op, OpKind
+from holdfast.units import BLOCK_BYTES, CHUNK_BYTES, SECTOR_BYTES, CopyId, chunks_of
+
+ZERO_BLOCK = bytes(BLOCK_BYTES)
+_BLOCKS_PER_CHUNK = CHUNK_BYTES // BLOCK_BYTES
+_FOLD = struct.Struct(f">{_BLOCKS_PER_CHUNK}q")
+_ZERO_HASH = hash(ZERO_BLOCK)
+_WRITES = frozenset({OpKind.WRITE, OpKind.SYNC_WRITE})
+FAN_OUT = 256
+
+
+def tear(rng: random.Random, old: bytes, new: bytes) -> bytes:
+    """Return a mixture of two versions of one block, cut at a 512-byte boundary."""
+    cut = rng.randrange(1, BLOCK_BYTES // SECTOR_BYTES) * SECTOR_BYTES
+    return new[:cut] + old[cut:] if rng.random() < 0.5 else old[:cut] + new[cut:]
+
+
+@define(eq=False)
+class CopyDisk:
+    """The bytes and metadata of one copy; outlives processes, and power losses as far as durable."""
+
+    size_bytes: int
+    superblock: Superblock
+    cache: dict[int, bytes] = field(factory=dict)
+    """Block number to content; what is missing is zeros."""
+    stable: dict[int, bytes] = field(factory=dict)
+    log: list[tuple[int, bytes]] = field(factory=list)
+    """Block writes, in order, that no flush has covered."""
+    marked: set[int] = field(factory=set)
+    """Regions with write intent, as read back by a living machine."""
+    marked_maybe: set[int] = field(factory=set)
+    """Cleared lazily: a power loss may bring these marks back."""
+    dirty: dict[CopyId, bytes] = field(factory=dict)
+    dirty_stable: dict[CopyId, bytes] = field(factory=dict)
+    rotten: bool = False
+    """Damaged beyond what the rules promise to survive; invariants leave it alone."""
+    tainted: bool = False
+    """Lost power since it was last known to hold every acknowledged write."""
+    _hashes: dict[int, bytes] = field(factory=dict)
+    _flushed_base: int = 0
+
+    # -- data -------------------------------------------------------------------------------------
+
+    def apply(self, ops: Iterable[Op]) -> None:
+        """Apply operations to the page cache."""
+        cache, log, hashes = self.cache, self.log, self._hashes
+        for kind, offset, length, data in ops:
+            if not length:
+                continue
+            assert not (offset | length) % BLOCK_BYTES, (offset, length)
+            first = offset // BLOCK_BYTES
+            last = first + length // BLOCK_BYTES - 1
+            if kind in _WRITES:
+                assert len(data) == length
+                if length == BLOCK_BYTES:
+                    block = bytes(data)
+                    cache[first] = block
+                    log.append((first, block))
+                else:
+                    raw = bytes(data)
+                    for at in range(length // BLOCK_BYTES):
+                        block = raw[at * BLOCK_BYTES : (at + 1) * BLOCK_BYTES]
+                        cache[first + at] = block
+                        log.append((first + at, block))
+            else:
+                for number in range(first, last + 1):
+                    if cache.pop(number, None) is not None or number in self.stable:
+                        log.append((number, ZERO_BLOCK))
+            for chunk in range(first // _BLOCKS_PER_CHUNK, last // _BLOCKS_PER_CHUNK + 1):
+                hashes.pop(chunk, None)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes of the page cache."""
+        cache = self.cache
+        first = offset // BLOCK_BYTES
+        if length == BLOCK_BYTES:
+            return cache.get(first, ZERO_BLOCK)
+        count = length // BLOCK_BYTES
+        return b"".join([cache.get(n, ZERO_BLOCK) for n in range(first, first + count)])
+
+    def flush_mark(self) -> int:
+        """Return what a flush that starts now will cover."""
+        return self._flushed_base + len(self.log)
+
+    def flush_done(self, mark: int) -> None:
+        """Put everything up to `mark` on the platters."""
+        count = mark - self._flushed_base
+        if count <= 0:
+            return
+        for number, block in self.log[:count]:
+            self._settle(number, block)
+        del self.log[:count]
+        self._flushed_base = mark
+
+    def flush_failed(self, rng: random.Random) -> None:
+        """A failed fsync: some dirty pages are dropped and marked clean, as Linux does."""
+        self._lose(rng, rng.choice((0.0, 0.5)), torn=False)
+
+    def power_lost(self, rng: random.Random) -> None:
+        """Keep what is stable and any subset of what is not."""
+        self._lose(rng, rng.choice((0.0, 0.1, 0.5, 0.9, 1.0)), torn=True)
+        self.marked |= {region for region in sorted(self.marked_maybe) if rng.random() < 0.5}
+        self.marked_maybe.clear()
+        for copy in sorted({*self.dirty, *self.dirty_stable}):
+            if rng.random() < 0.5:
+                self._keep_dirty(copy)
+        self.dirty = dict(self.dirty_stable)
+
+    def _lose(self, rng: random.Random, kept: float, *, torn: bool) -> None:
+        for number, block in self.log:
+            if rng.random() < kept:
+                if torn and rng.random() < 0.05:
+                    self._settle(number, tear(rng, self.stable.get(number, ZERO_BLOCK), block))
+                else:
+                    self._settle(number, block)
+        self._flushed_base += len(self.log)
+        self.log.clear()
+        self.cache = dict(self.stable)
+        self._hashes.clear()
+
+    def _settle(self, number: int, block: bytes) -> None:
+        if block == ZERO_BLOCK:
+            self.stable.pop(number, None)
+        else:
+            self.stable[number] = block
+
+    # -- hashes -----------------------------------------------------------------------------------
+
+    def chunk_hash(self, chunk: int) -> bytes:
+        """Return 16 bytes that name the content of a chunk."""
+        known = self._hashes.get(chunk)
+        if known is None:
+            first = chunk * _BLOCKS_PER_CHUNK
+            cache = self.cache
+            known = self._hashes[chunk] = hashlib.blake2b(
+                _FOLD.pack(
+                    *[
+                        hash(cache[n]) if n in cache else _ZERO_HASH
+                        for n in range(first, first + _BLOCKS_PER_CHUNK)
+                    ]
+                ),
+                digest_size=16,
+            ).digest()
+        return known
+
+    def tree(self, level: int, indexes: Sequence[int]) -> bytes:
+        """Return the hashes of nodes of the fan-out-256 tree."""
+        if level == 0:
+            return b"".join([self.chunk_hash(index) for index in indexes])
+        below = chunks_of(self.size_bytes)
+        for _ in range(level - 1):
+            below = -(-below // FAN_OUT)
+        return b"".join(
+            hashlib.blake2b(
+                self.tree(
+                    level - 1, range(index * FAN_OUT, min((index + 1) * FAN_OUT, below))
+                ),
+                digest_size=16,
+            ).digest()
+            for index in indexes
+        )
+
+    def extents(self) -> list[Extent]:
+        """Return holes and data of the whole copy, by chunk."""
+        extents: list[Extent] = []
+        with_data = {number // _BLOCKS_PER_CHUNK for number in self.cache}
+        for chunk in range(chunks_of(self.size_bytes)):
+            length = min(CHUNK_BYTES, self.size_bytes - chunk * CHUNK_BYTES)
+            extents.append(Extent(length, chunk not in with_data))
+        return extents
+
+    # -- metadata ---------------------------------------------------------------------------------
+
+    def mark(self, regions: Iterable[int]) -> None:
+        """Mark write intent durably."""
+        self.marked.update(regions)
+        self.marked_maybe.difference_update(regions)
+
+    def clear(self, regions: Iterable[int]) -> None:
+        """Unmark lazily, after flushing data and dirty maps."""
+        self.flush_done(self.flush_mark())
+        for copy in {**self.dirty, **self.dirty_stable}:
+            self._keep_dirty(copy)
+        for region in regions:
+            if region in self.marked:
+                self.marked.discard(region)
+                self.marked_maybe.add(region)
+
+    def save_dirty(self, copy: CopyId, bits: bytes) -> None:
+        """Keep a dirty map in the page cache."""
+        self.dirty[copy] = bits
+
+    def drop_dirty(self, copy: CopyId) -> None:
+        """Forget a dirty map; a power loss may bring an older one back."""
+        self.dirty.pop(copy, None)
+
+    def _keep_dirty(self, copy: CopyId) -> None:
+        if copy in self.dirty:
+            self.dirty_stable[copy] = self.dirty[copy]
+        else:
+            self.dirty_stable.pop(copy, None)
+
+    def save(self, superblock: Superblock) -> None:
+        """Write the superblock durably."""
+        self.superblock = attrs.evolve(superblock, generation=self.superblock.generation + 1)

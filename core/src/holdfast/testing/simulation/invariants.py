@@ -1,0 +1,305 @@
+"""The invariants of the design's section 4, asked of a whole world.
+
+What is cheap is checked whenever a primary answers; what compares copies is checked at checkpoints;
+what concerns a whole history is checked when the world has come to rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+from holdfast.messages import Reply, RequestKind
+from holdfast.model import Access, CopyState, GroupRecord
+from holdfast.sync.context import Context
+from holdfast.sync.member import Role
+from holdfast.testing.simulation.disk import ZERO_BLOCK, CopyDisk
+from holdfast.testing.simulation.history import NEVER, VolumeHistory, value_of
+from holdfast.units import BLOCK_BYTES, CHUNK_BYTES, REGION_BYTES, CopyId, NodeName, VolumeId
+
+if TYPE_CHECKING:
+    from holdfast.testing.simulation.pump import Pump
+    from holdfast.testing.simulation.world import World
+
+_WRITES = frozenset({RequestKind.WRITE, RequestKind.DISCARD, RequestKind.ZERO})
+_CHUNKS_PER_REGION = REGION_BYTES // CHUNK_BYTES
+_BLOCKS_PER_CHUNK = CHUNK_BYTES // BLOCK_BYTES
+
+
+class Violation(Exception):  # noqa: N818 (an invariant is violated; that is its name)
+    """An invariant does not hold."""
+
+    def __init__(self, invariant: str, sentence: str) -> None:
+        """Keep the invariant's name, such as `I1`, and what was seen."""
+        super().__init__(f"{invariant}: {sentence}")
+        self.invariant = invariant
+        self.sentence = sentence
+
+
+@define(eq=False)
+class Invariants:
+    """Watches one world."""
+
+    world: World
+    ackers: dict[tuple[VolumeId, int], CopyId] = field(factory=dict)
+    """Who has acknowledged in an epoch (I2)."""
+    checks: int = 0
+
+    # -- whenever a primary answers -----------------------------------------------------------------
+
+    def on_replies(self, pump: Pump, replies: Sequence[Reply]) -> None:
+        """A primary answers requests: I1, I2 and the flush half of I4."""
+        world = self.world
+        stored = world.store.records.get(pump.volume)
+        if stored is None:
+            return
+        record = stored[0]
+        for reply in replies:
+            asked = world.requests.get(reply.id)
+            if reply.errno or asked is None:
+                continue
+            volume, request, accesses = asked
+            if request.kind in _WRITES:
+                self._acknowledged(pump, record)
+                for at, access in enumerate(accesses):
+                    block = request.offset // BLOCK_BYTES + at
+                    self._holds(volume, record, block, access.value, access.start)
+            elif request.kind == RequestKind.FLUSH:
+                self._acknowledged(pump, record)
+                self._flushed(volume, record, request.id)
+
+    def _acknowledged(self, pump: Pump, record: GroupRecord) -> None:
+        ctx = pump.member.ctx
+        key = (pump.volume, int(ctx.epoch))
+        first = self.ackers.setdefault(key, ctx.copy)
+        if first != ctx.copy:
+            raise Violation("I2", f"{first} and {ctx.copy} both acknowledge in epoch {ctx.epoch}")
+        if ctx.epoch < record.epoch and record.primary != ctx.copy:
+            raise Violation(
+                "I2",
+                f"{ctx.node} acknowledges in epoch {ctx.epoch}, but {record.primary_member.node} "
+                f"is primary of epoch {record.epoch}",
+            )
+        if ctx.epoch == record.epoch:
+            for _, disk in self.in_sync_disks(record):
+                disk.tainted = False
+
+    def in_sync_disks(self, record: GroupRecord) -> Iterator[tuple[NodeName, CopyDisk]]:
+        """Return the disks of the in-sync copies, where they still exist."""
+        for member in record.members:
+            if member.state is CopyState.IN_SYNC:
+                disk = self.world.machines[member.node].copies.get(record.volume)
+                if disk is not None and disk.superblock.copy == member.copy:
+                    yield member.node, disk
+
+    def _holds(
+        self, volume: VolumeId, record: GroupRecord, block: int, value: object, start: int
+    ) -> None:
+        """I1: every in-sync copy has the write, or something newer."""
+        history = self.world.history.of(volume)
+        for node, disk in self.in_sync_disks(record):
+            if disk.tainted or disk.rotten:
+                continue
+            have = value_of(disk.cache.get(block, ZERO_BLOCK))
+            if have == value or not isinstance(have, int):
+                continue
+            if _is_older(history, block, have, start):
+                raise Violation(
+                    "I1",
+                    f"a write of {value} to block {block} of {volume} is acknowledged in epoch "
+                    f"{record.epoch}, but the in-sync copy on {node} holds {have}",
+                )
+
+    def _flushed(self, volume: VolumeId, record: GroupRecord, request_id: int) -> None:
+        """I4: what was acknowledged before a flush is stable in every in-sync copy after it."""
+        history = self.world.history.of(volume)
+        asked = self.world.flush_starts.get(request_id)
+        if asked is None:
+            return
+        for node, disk in self.in_sync_disks(record):
+            if disk.tainted or disk.rotten:
+                continue
+            for block in {number for number, _ in disk.log}:
+                newest = -1
+                for access in history.blocks.get(block, ()):
+                    if access.is_write and access.end < asked and access.start > newest:
+                        newest = access.start
+                have = value_of(disk.stable.get(block, ZERO_BLOCK))
+                if newest >= 0 and isinstance(have, int):
+                    if _is_older(history, block, have, newest):
+                        raise Violation(
+                            "I4",
+                            f"a flush of {volume} is acknowledged, but the copy on {node} has an "
+                            f"older value {have} of block {block} on stable storage",
+                        )
+
+    # -- damage -------------------------------------------------------------------------------------
+
+    def on_damage(self, volume: VolumeId, disk: CopyDisk) -> None:
+        """A copy has lost what was not flushed; if that is true of all, I4 alone protects."""
+        disk.tainted = True
+        stored = self.world.store.records.get(volume)
+        if stored is None:
+            return
+        disks = [disk for _, disk in self.in_sync_disks(stored[0])]
+        if disk in disks and all(d.tainted for d in disks):
+            self.world.history.loss(volume)
+            self.world.trace("loss", volume, "every in-sync copy has lost what was not flushed")
+
+    def on_record(self, record: GroupRecord, before: GroupRecord | None) -> None:
+        """A record was written: who has joined is clean again; I6's one-way doors."""
+        self.world.trace(
+            "record",
+            record.volume,
+            f"epoch {record.epoch} primary {record.primary_member.node} "
+            + " ".join(
+                f"{m.node}:{m.state.value}{'?' if m.suspect else ''}" for m in record.members
+            )
+            + f" {record.access.value} gen {record.attachment_generation}"
+            f" {record.attached_session}",
+        )
+        if before is None:
+            return
+        if record.epoch < before.epoch:
+            raise Violation("I2", f"the epoch fell from {before.epoch} to {record.epoch}")
+        changed = record.primary != before.primary or set(record.in_sync) != set(before.in_sync)
+        if changed and record.epoch == before.epoch:
+            raise Violation("I2", f"the in-sync set changed within epoch {record.epoch}")
+        if record.primary not in before.in_sync:
+            raise Violation("R4", f"{record.primary_member.node} was promoted without being in sync")
+        joined = set(record.in_sync) - set(before.in_sync)
+        for node, disk in self.in_sync_disks(record):
+            if disk.superblock.copy in joined:
+                disk.tainted = False
+                self.world.trace("joined", node, record.volume)
+        if before.access is Access.READ_ONLY and record.access is Access.READ_WRITE:
+            if record.attachment_generation == before.attachment_generation:
+                raise Violation("I6", "a read-only volume became writable without an attachment")
+
+    # -- checkpoints --------------------------------------------------------------------------------
+
+    def checkpoint(self) -> None:
+        """I3: wherever two copies differ, somebody knows that they may."""
+        for volume, (record, _) in self.world.store.records.items():
+            self.checks += 1
+            members = [
+                (m, disk)
+                for m in record.members
+                if (disk := self.world.machines[m.node].copies.get(volume)) is not None
+                and disk.superblock.copy == m.copy
+                and not disk.rotten
+            ]
+            in_sync = [
+                (m.node, d) for m, d in members if m.state is CopyState.IN_SYNC and not d.tainted
+            ]
+            if len(in_sync) > 1:
+                known = set()
+                for node, disk in in_sync:
+                    known |= self._known(volume, node, disk)
+                first_node, first = in_sync[0]
+                for node, disk in in_sync[1:]:
+                    for chunk in _differences(first, disk):
+                        if chunk not in known:
+                            raise Violation(
+                                "I3",
+                                f"in-sync copies of {volume} on {first_node} and {node} differ in "
+                                f"chunk {chunk}, and nobody knows",
+                            )
+            self._check_maps(record)
+
+    def _check_maps(self, record: GroupRecord) -> None:
+        """A dirty map kept for an absent copy names everything in which it differs."""
+        node = record.primary_member.node
+        process = self.world.machines[node].process
+        pump = None if process is None else process.pumps.get(record.volume)
+        if pump is None or pump.member.primary is None or not pump.member.primary.serving:
+            return
+        ctx = pump.member.ctx
+        if ctx.record.epoch != record.epoch:
+            return
+        for member in record.members:
+            bitmap = ctx.absent.get(member.copy)
+            disk = self.world.machines[member.node].copies.get(record.volume)
+            if bitmap is None or disk is None or disk.superblock.copy != member.copy:
+                continue
+            if member.state is not CopyState.OFFLINE or disk.tainted or disk.rotten:
+                continue
+            known = self._known(record.volume, member.node, disk)
+            known |= self._known(record.volume, node, pump.disk)
+            for chunk in _differences(pump.disk, disk):
+                if not bitmap.test(chunk) and chunk not in known:
+                    raise Violation(
+                        "I3",
+                        f"the absent copy of {record.volume} on {member.node} differs from the "
+                        f"primary's in chunk {chunk}, which its dirty map does not name",
+                    )
+
+    def _known(self, volume: VolumeId, node: NodeName, disk: CopyDisk) -> set[int]:
+        """Return the chunks that a copy itself holds for possibly different."""
+        process = self.world.machines[node].process
+        pump = None if process is None else process.pumps.get(volume)
+        chunks: set[int] = set()
+        if pump is None or pump.member.role is Role.FAILED:
+            for region in disk.marked:
+                chunks.update(
+                    range(region * _CHUNKS_PER_REGION, (region + 1) * _CHUNKS_PER_REGION)
+                )
+            return chunks
+        ctx: Context = pump.member.ctx
+        for offset, length in ctx.disk.suspects():
+            chunks.update(range(offset // CHUNK_BYTES, (offset + length - 1) // CHUNK_BYTES + 1))
+        return chunks
+
+    # -- at rest ------------------------------------------------------------------------------------
+
+    def at_rest(self) -> None:
+        """All faults are over: redundancy is back (I7), copies are equal, histories make sense."""
+        world = self.world
+        for volume, (record, _) in world.store.records.items():
+            disks = list(self.in_sync_disks(record))
+            first_node, first = disks[0]
+            for node, disk in disks[1:]:
+                for chunk in _differences(first, disk):
+                    raise Violation(
+                        "I1",
+                        f"at rest the in-sync copies of {volume} on {first_node} and {node} "
+                        f"differ in chunk {chunk}",
+                    )
+            self.final_reads(volume, record)
+        self.check_histories()
+
+    def final_reads(self, volume: VolumeId, record: GroupRecord) -> None:
+        """Read every block that was ever touched, as a last consumer would."""
+        from holdfast.testing.simulation.history import Access as Touched  # noqa: PLC0415
+
+        history = self.world.history
+        disk = self.world.machines[record.primary_member.node].copies[volume]
+        for block, accesses in history.of(volume).blocks.items():
+            value = value_of(disk.cache.get(block, ZERO_BLOCK))
+            start = history.tick()
+            accesses.append(
+                Touched(start, is_write=False, value=value, end=history.tick(), time=self.world.now)
+            )
+
+    def check_histories(self) -> None:
+        """I5 and I4: one copy of each block could have answered the same."""
+        for volume in self.world.store.records:
+            error = self.world.history.check(volume)
+            if error is not None:
+                raise Violation("I5", f"{volume}: {error}")
+
+
+def _is_older(history: VolumeHistory, block: int, have: int, start: int) -> bool:
+    """Return whether the value `have` was certainly overwritten before `start`."""
+    if have == 0:
+        return block not in history.zeroed
+    writer = history.writers.get(have)
+    return writer is not None and writer.end != NEVER and writer.end < start
+
+
+def _differences(one: CopyDisk, other: CopyDisk) -> list[int]:
+    chunks = {n // _BLOCKS_PER_CHUNK for n in one.cache}
+    chunks.update(n // _BLOCKS_PER_CHUNK for n in other.cache)
+    return [c for c in sorted(chunks) if one.chunk_hash(c) != other.chunk_hash(c)]

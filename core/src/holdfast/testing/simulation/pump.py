@@ -1,0 +1,394 @@
+"""Carries out the effects of one simulated member, with delays, faults and crashes between any two.
+
+The order that it honours is the real pump's: effects of one step are started in order; operations of
+the data run one after another, so do those of the metadata; flushes, reads and hashes run beside
+them. Whatever has not finished when the process ends has happened, or not, by the roll of a die.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from attrs import define, field
+
+from holdfast.errors import FaultReason
+from holdfast.messages import Extent, Replies, Reply, Request, RequestKind, pack_extents
+from holdfast.model import GroupRecord
+from holdfast.sync import events as ev
+from holdfast.sync.events import Event, LinkId
+from holdfast.sync.member import GroupMember, Role
+from holdfast.testing.simulation.disk import CopyDisk
+from holdfast.testing.simulation.invariants import Violation
+from holdfast.testing.simulation.network import End
+from holdfast.units import VolumeId
+
+if TYPE_CHECKING:
+    from holdfast.testing.simulation.node import Process
+
+REOPEN_S = 5.0
+"""How long a failed disk rests before its copy is opened anew, as in the node."""
+Job = tuple[Callable[[], None], Event | None, float]
+
+
+@define(eq=False)
+class Pump:
+    """One member with its disk and links."""
+
+    process: Process
+    member: GroupMember
+    disk: CopyDisk
+    volume: VolumeId
+    links: dict[LinkId, End] = field(factory=dict)
+    inbox: deque[Event] = field(factory=deque)
+    tick_at: float = float("inf")
+    """World time of the next tick asked for."""
+    closed: bool = False
+    stalled_until: float = 0.0
+    faults: dict[str, FaultReason] = field(factory=dict)
+    """What the next operation of a kind fails with: `apply`, `flush`, `read` or `metadata`."""
+    _last_link: int = 0
+    _stepping: bool = False
+    _data: deque[Job] = field(factory=deque)
+    _metadata: deque[Job] = field(factory=deque)
+    _beside: int = 0
+
+    # -- stepping -----------------------------------------------------------------------------------
+
+    def feed(self, event: Event) -> None:
+        """Step the member with `event`, and with whatever follows from it at once."""
+        inbox = self.inbox
+        inbox.append(event)
+        if self._stepping or self.closed:
+            return
+        self._stepping = True
+        process = self.process
+        world = process.world
+        member = self.member
+        try:
+            while inbox and not self.closed:
+                now = process.clock.instant(world.now)
+                world.steps += 1
+                for effect in member.step(inbox.popleft(), now):
+                    _CARRY[type(effect)](self, effect)
+        finally:
+            self._stepping = False
+        if self.closed:
+            return
+        at = process.clock.when(member.deadline)
+        if at < self.tick_at:
+            self.tick_at = at
+            world.at(max(at, world.now), self._on_timer, at)
+        if process.peers.changed:
+            process.tend_peers()
+
+    def _on_timer(self, at: float) -> None:
+        if self.tick_at == at and not self.closed:
+            self.process.run(self._tick)
+
+    def _tick(self) -> None:
+        self.tick_at = float("inf")
+        if self.closed:
+            return
+        now = self.process.world.now
+        at = self.process.clock.when(self.member.deadline)
+        if at > now + 1e-6:
+            self.tick_at = at
+            self.process.world.at(at, self._on_timer, at)
+        else:
+            self.feed(ev.Tick())
+
+    # -- links --------------------------------------------------------------------------------------
+
+    def accept(self, end: End) -> LinkId:
+        """Give a link that came from outside its id."""
+        self._last_link += 1
+        link = self._last_link
+        self._bind(link, end)
+        return link
+
+    def _bind(self, link: LinkId, end: End) -> None:
+        self.links[link] = end
+        end.on_messages = lambda _end, messages: self.feed(ev.Received(link, messages))
+        end.on_lost = lambda _end, gone, sentence: self._lost(link, gone, sentence)
+
+    def _lost(self, link: LinkId, gone: bool, sentence: str) -> None:
+        if self.links.pop(link, None) is not None:
+            self.feed(ev.LinkLost(link, gone, sentence))
+
+    def _send(self, effect: ev.Send) -> None:
+        end = self.links.get(effect.link)
+        if end is not None:
+            self.process.world.network.send(end, effect.messages)
+
+    def _reply(self, effect: ev.SendReplies) -> None:
+        self.process.world.invariants.on_replies(self, effect.replies)
+        end = self.links.get(effect.link)
+        if end is not None:
+            self.process.world.network.send(end, (Replies(tuple(effect.replies)),))
+
+    def _open_link(self, effect: ev.OpenLink) -> None:
+        end = End(self.process)
+        self._bind(effect.link, end)
+        opened = ev.LinkOpened(effect.link)
+        network = self.process.world.network
+        network.connect(end, effect.node, effect.hello, lambda _end: self.feed(opened))
+
+    def _close_link(self, effect: ev.CloseLink) -> None:
+        end = self.links.pop(effect.link, None)
+        if end is not None:
+            self.process.world.network.close(end)
+
+    # -- the local copy -------------------------------------------------------------------------------
+
+    def _delay(self, usual_s: float) -> float:
+        world = self.process.world
+        delay = world.rng.random() * 2 * usual_s
+        wait = self.stalled_until - world.now
+        return delay + wait if wait > 0 else delay
+
+    def _apply(self, effect: ev.ApplyOps) -> None:
+        disk, ops = self.disk, effect.ops
+        done = ev.Applied(effect.through)
+        if not self._data and self.stalled_until <= self.process.world.now:
+            if self.process.world.rng.random() < 0.7:
+                if not self._fails("apply"):
+                    disk.apply(ops)
+                    self.inbox.append(done)
+                return
+        self._enqueue(self._data, lambda: disk.apply(ops), done, 0.0003, "apply")
+
+    def _enqueue(
+        self,
+        lane: deque[Job],
+        work: Callable[[], None],
+        done: Event | None,
+        usual_s: float,
+        kind: str,
+    ) -> None:
+        lane.append((work, done, usual_s))
+        if len(lane) == 1:
+            self._start(lane, kind)
+
+    def _start(self, lane: deque[Job], kind: str) -> None:
+        self.process.world.after(self._delay(lane[0][2]), self._syscall_ends, lane, kind)
+
+    def _syscall_ends(self, lane: deque[Job], kind: str) -> None:
+        """The kernel has done it; the process learns it when it runs."""
+        if self.closed or not lane:
+            return
+        wait = self.stalled_until - self.process.world.now
+        if wait > 0:
+            self.process.world.after(wait, self._syscall_ends, lane, kind)
+            return
+        if self._fails(kind):
+            return
+        work, done, _ = lane[0]
+        work()
+        self.process.run(self._lane_goes_on, lane, done, kind)
+
+    def _lane_goes_on(self, lane: deque[Job], done: Event | None, kind: str) -> None:
+        if self.closed or not lane:
+            return
+        lane.popleft()
+        if done is not None:
+            self.feed(done)
+        if lane and not self.closed:
+            self._start(lane, kind)
+
+    def _run_beside(self, kind: str, usual_s: float, work: Callable[[], Event]) -> None:
+        """Run `work` at some moment of its time, and feed what it returns at the end."""
+        total = self._delay(usual_s)
+        self.process.world.after(total, self._beside_ends, kind, work)
+
+    def _beside_ends(self, kind: str, work: Callable[[], Event]) -> None:
+        if self.closed:
+            return
+        wait = self.stalled_until - self.process.world.now
+        if wait > 0:
+            self.process.world.after(wait, self._beside_ends, kind, work)
+        elif not self._fails(kind):
+            event = work()
+            self.process.run(self.feed, event)
+
+    def _flush(self, effect: ev.FlushDisk) -> None:
+        disk, mark = self.disk, self.disk.flush_mark()
+
+        def work() -> Event:
+            disk.flush_done(mark)
+            return ev.Flushed(effect.token)
+
+        self._run_beside("flush", 0.001, work)
+
+    def _read(self, effect: ev.ReadDisk) -> None:
+        def work() -> Event:
+            return ev.ReadDone(effect.token, self.disk.read(effect.offset, effect.length))
+
+        self._run_beside("read", 0.0005, work)
+
+    def _hash(self, effect: ev.HashDisk) -> None:
+        def work() -> Event:
+            return ev.HashesDone(effect.token, self.disk.tree(effect.level, effect.indexes))
+
+        self._run_beside("read", 0.001, work)
+
+    def _map(self, effect: ev.MapDisk) -> None:
+        def work() -> Event:
+            return ev.MapDone(effect.token, self.disk.extents())
+
+        self._run_beside("read", 0.001, work)
+
+    def _mark(self, effect: ev.MarkRegions) -> None:
+        regions = tuple(effect.regions)
+        self._meta(lambda: self.disk.mark(regions), ev.RegionsMarked())
+
+    def _clear(self, effect: ev.ClearRegions) -> None:
+        regions = tuple(effect.regions)
+        self._meta(lambda: self.disk.clear(regions), None)
+
+    def _save(self, effect: ev.SaveSuperblock) -> None:
+        self._meta(lambda: self.disk.save(effect.superblock), ev.Saved(effect.token))
+
+    def _save_dirty(self, effect: ev.SaveDirty) -> None:
+        self._meta(lambda: self.disk.save_dirty(effect.copy, effect.bits), None)
+
+    def _drop_dirty(self, effect: ev.DropDirty) -> None:
+        self._meta(lambda: self.disk.drop_dirty(effect.copy), None)
+
+    def _resize(self, effect: ev.ResizeDisk) -> None:
+        def work() -> None:
+            self.disk.size_bytes = effect.size_bytes
+
+        self._meta(work, ev.Saved(effect.token))
+
+    def _meta(self, work: Callable[[], None], done: Event | None) -> None:
+        self._enqueue(self._metadata, work, done, 0.0005, "metadata")
+
+    def _fails(self, kind: str) -> bool:
+        """Return whether this operation fails by a planted fault, having told the member."""
+        reason = self.faults.pop(kind, None)
+        if reason is None:
+            return False
+        if reason is FaultReason.FLUSH_FAILED:
+            self.disk.flush_failed(self.process.world.rng)
+            self.process.world.invariants.on_damage(self.volume, self.disk)
+        self.process.run(self._disk_failed, reason)
+        return True
+
+    def _disk_failed(self, reason: FaultReason) -> None:
+        self._data.clear()
+        self._metadata.clear()
+        self.feed(ev.DiskFailed(reason, f"the disk of {self.process.name} fails: {reason.value}"))
+        self.process.world.after(REOPEN_S, self.process.run, self.process.reopen, self)
+
+    # -- serving --------------------------------------------------------------------------------------
+
+    def _serve_reads(self, effect: ev.ServeReads) -> None:
+        if self._fails("read"):
+            return
+        replies = [self._read_one(request) for request in effect.requests]
+        self._reply(ev.SendReplies(effect.link, replies))
+
+    def _read_one(self, request: Request) -> Reply:
+        if request.kind == RequestKind.EXTENTS:
+            return Reply(request.id, 0, pack_extents([Extent(request.length, is_hole=False)]))
+        return Reply(request.id, 0, self.disk.read(request.offset, request.length))
+
+    # -- the store ------------------------------------------------------------------------------------
+
+    def _compare_and_set(self, effect: ev.CompareAndSet) -> None:
+        process = self.process
+        process.world.store.compare_and_set(process, effect.record, effect.version, self._cas_done)
+
+    def _cas_done(self, outcome: str, record: GroupRecord | None, version: int) -> None:
+        self.feed(ev.CasDone(outcome, record, version))
+
+    def _read_record(self, _effect: ev.ReadRecord) -> None:
+        process = self.process
+        process.world.store.read(process, self.volume, self._record_read)
+
+    def _record_read(self, record: GroupRecord | None, version: int) -> None:
+        self.feed(ev.RecordSeen(record, version))
+
+    # -- the rest -------------------------------------------------------------------------------------
+
+    def _note(self, effect: ev.Note) -> None:
+        world = self.process.world
+        world.trace("note", self.process.name, self.volume, effect.kind, effect.sentence)
+
+    def _assign(self, _effect: ev.Assign) -> None:
+        """The copy is made when its primary attaches to it."""
+
+    def _verified(self, effect: ev.Verified) -> None:
+        if effect.differing:
+            raise Violation("I1", f"copies of {self.volume} differ: {effect.differing}")
+
+    def _remove(self, _effect: ev.RemoveCopy) -> None:
+        self.close()
+        self.process.removed(self)
+
+    def _stopped(self, effect: ev.Stopped) -> None:
+        """Come to rest: what was started in threads finishes, then the superblock is saved."""
+        for lane in (self._data, self._metadata):
+            for work, _, _ in lane:
+                work()
+            lane.clear()
+        self.disk.save(effect.superblock)
+        self.close()
+        self.process.stopped(self)
+
+    def close(self) -> None:
+        """Carry out nothing more."""
+        self.closed = True
+        for end in list(self.links.values()):
+            self.process.world.network.close(end)
+        self.links.clear()
+
+    def crash(self) -> None:
+        """The process has died: of what was under way, some has still happened."""
+        self.closed = True
+        rng = self.process.world.rng
+        for lane in (self._data, self._metadata):
+            for work, _, _ in lane:
+                if rng.random() < 0.5:
+                    break
+                work()
+            lane.clear()
+
+    def is_primary(self) -> bool:
+        """Return whether the member plays the primary."""
+        return self.member.role is Role.PRIMARY
+
+
+_CARRY: dict[type[Any], Callable[[Pump, Any], None]] = {
+    ev.Send: Pump._send,
+    ev.ApplyOps: Pump._apply,
+    ev.SendReplies: Pump._reply,
+    ev.ServeReads: Pump._serve_reads,
+    ev.FlushDisk: Pump._flush,
+    ev.MarkRegions: Pump._mark,
+    ev.ClearRegions: Pump._clear,
+    ev.SaveSuperblock: Pump._save,
+    ev.ReadDisk: Pump._read,
+    ev.HashDisk: Pump._hash,
+    ev.MapDisk: Pump._map,
+    ev.OpenLink: Pump._open_link,
+    ev.CloseLink: Pump._close_link,
+    ev.CompareAndSet: Pump._compare_and_set,
+    ev.ReadRecord: Pump._read_record,
+    ev.SaveDirty: Pump._save_dirty,
+    ev.DropDirty: Pump._drop_dirty,
+    ev.ResizeDisk: Pump._resize,
+    ev.Note: Pump._note,
+    ev.Assign: Pump._assign,
+    ev.RemoveCopy: Pump._remove,
+    ev.Stopped: Pump._stopped,
+    ev.Verified: Pump._verified,
+}
+
+
+def opened_superblock(disk: CopyDisk, boot: str) -> None:
+    """Say on disk that the copy is in use, as whoever opens it must before anything else."""
+    disk.save(attrs.evolve(disk.superblock, clean=False, boot=boot))

@@ -1,0 +1,259 @@
+"""Consumers: writer sessions that write unique values, read, flush and discard, at some depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+from holdfast.messages import Message, Reply, Request, RequestFlag, RequestKind, SessionOpen
+from holdfast.model import Access, GroupRecord
+from holdfast.sync import consumer
+from holdfast.sync.consumer import ConsumerSession, SessionPhase
+from holdfast.testing.simulation import history as hist
+from holdfast.testing.simulation.network import End
+from holdfast.units import BLOCK_BYTES, VolumeId
+
+if TYPE_CHECKING:
+    from holdfast.testing.simulation.node import Process
+
+_WRITES = frozenset({RequestKind.WRITE, RequestKind.DISCARD, RequestKind.ZERO})
+
+
+@define
+class Load:
+    """What one consumer asks for."""
+
+    depth: int = 4
+    think_s: float = 0.04
+    hot: tuple[int, ...] = ()
+    """Blocks that most requests begin at."""
+    blocks: int = 0
+    """Blocks of the volume."""
+    ordered: bool = True
+    """Never two unanswered requests on one block, as file systems have it."""
+
+
+@define(eq=False)
+class Client:
+    """One consumer of one volume on one node."""
+
+    process: Process
+    volume: VolumeId
+    load: Load
+    session: ConsumerSession | None = None
+    asked: dict[int, tuple[Request, list[hist.Access], int]] = field(factory=dict)
+    """By request id: the request, its accesses, its start."""
+    force_next: bool = False
+    _end: End | None = None
+    _tick_at: float = float("inf")
+
+    # -- sessions -----------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Open a session, and ask for things for as long as the process lives."""
+        self._new_session()
+        self.process.world.after(self._think(), self.process.run, self._ask)
+
+    def _new_session(self) -> None:
+        process = self.process
+        name = f"{process.session}/{process.world.draw_id()}"
+        self.session = ConsumerSession(
+            SessionOpen(
+                cluster="sim",
+                volume=self.volume,
+                node=process.name,
+                session=name,
+                process=process.session,
+                read_only=False,
+                force=self.force_next,
+                resume_generation=0,
+            )
+        )
+        self.force_next = False
+        known = process.records.get(self.volume)
+        if known is not None and known[0] is not None:
+            self.on_record(known[0])
+
+    def on_record(self, record: GroupRecord) -> None:
+        """The group record is now this."""
+        if self.session is not None:
+            self._do(self.session.on_record(record, self._now()))
+
+    def process_died(self) -> None:
+        """Nothing that was asked will be answered."""
+        self.asked.clear()
+        self.session = None
+
+    def reattach(self, *, force: bool) -> None:
+        """Give the session up and open another, as a remount does."""
+        session = self.session
+        if session is None or session.phase is SessionPhase.CLOSED:
+            return
+        self.force_next = force
+        self._do(session.close())
+        self.asked.clear()
+        self.session = None
+        self.process.world.after(0.3, self.process.run, self._new_session)
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything asked was answered."""
+        return not self.asked
+
+    def _now(self) -> float:
+        return self.process.clock.mono(self.process.world.now)
+
+    def _do(self, outcomes: Sequence[consumer.Outcome]) -> None:
+        network = self.process.world.network
+        for outcome in outcomes:
+            if isinstance(outcome, consumer.Dial):
+                if self._end is not None:
+                    network.close(self._end)
+                end = self._end = End(self.process)
+                end.on_messages = self._on_messages
+                end.on_lost = self._on_lost
+                network.connect(end, outcome.node, outcome.hello, lambda _end: None)
+            elif isinstance(outcome, consumer.Hang):
+                if self._end is not None:
+                    network.close(self._end)
+                    self._end = None
+            elif isinstance(outcome, consumer.Tell):
+                if self._end is not None:
+                    network.send(self._end, outcome.messages)
+            elif isinstance(outcome, consumer.Answer):
+                self._on_replies(outcome.replies)
+            elif isinstance(outcome, consumer.Changed):
+                if outcome.access is Access.READ_ONLY and self.process.world.load_on:
+                    self.process.world.after(2.0, self.process.run, self._remount, self.session)
+            elif isinstance(outcome, consumer.Ended):
+                self.session = None
+                self.asked.clear()
+                delay = 1.0 + self.process.world.rng.random() * 3
+                self.process.world.after(delay, self.process.run, self._session_again)
+        session = self.session
+        if session is not None and session.phase is SessionPhase.SEEKING:
+            self._tick_later(session.retry_at)
+
+    def _session_again(self) -> None:
+        if self.session is None:
+            self._new_session()
+
+    def _remount(self, session: ConsumerSession) -> None:
+        if session is self.session and session.access is Access.READ_ONLY:
+            self.reattach(force=False)
+
+    def _tick_later(self, mono: float) -> None:
+        world = self.process.world
+        at = max(world.now + 0.001, self.process.clock.when(mono))
+        if at < self._tick_at:
+            self._tick_at = at
+            world.at(at, self.process.run, self._tick, at)
+
+    def _tick(self, at: float) -> None:
+        if self._tick_at != at:
+            return
+        self._tick_at = float("inf")
+        if self.session is not None:
+            self._do(self.session.tick(self._now() + 1e-9))
+
+    def _on_messages(self, end: End, messages: Sequence[Message]) -> None:
+        if end is self._end and self.session is not None:
+            self._do(self.session.on_messages(messages, self._now()))
+
+    def _on_lost(self, end: End, _gone: bool, _sentence: str) -> None:
+        if end is self._end and self.session is not None:
+            self._end = None
+            self._do(self.session.on_lost(self._now()))
+
+    # -- requests -----------------------------------------------------------------------------------
+
+    def _think(self) -> float:
+        return self.process.world.rng.expovariate(1.0 / self.load.think_s)
+
+    def _ask(self) -> None:
+        world = self.process.world
+        if world.load_on:
+            session = self.session
+            room = self.load.depth - len(self.asked)
+            if session is not None and session.opened and room > 0:
+                count = min(room, world.rng.choice((1, 1, 1, 2, 4, 8)))
+                requests = [r for r in (self._draw() for _ in range(count)) if r is not None]
+                if requests and session.phase is not SessionPhase.CLOSED:
+                    self._do(session.submit(requests, self._now()))
+            world.after(self._think(), self.process.run, self._ask)
+
+    def _draw(self) -> Request | None:
+        world, load = self.process.world, self.load
+        rng = world.rng
+        roll = rng.random()
+        if roll < 0.06:
+            return self._make(RequestKind.FLUSH, 0, 0, 0)
+        if rng.random() < 0.8:
+            first = load.hot[int(rng.random() * len(load.hot))]
+        else:
+            first = rng.randrange(load.blocks)
+        count = min(rng.choice((1, 1, 1, 1, 2, 4)), load.blocks - first)
+        if load.ordered and self._is_busy(first, count):
+            return None
+        if roll < 0.40:
+            return self._make(RequestKind.READ, first, count, 0)
+        if roll < 0.45:
+            kind = RequestKind.DISCARD if rng.random() < 0.5 else RequestKind.ZERO
+            return self._make(kind, first, count, int(RequestFlag.NO_HOLE))
+        fua = int(RequestFlag.FUA) if rng.random() < 0.05 else 0
+        return self._make(RequestKind.WRITE, first, count, fua)
+
+    def _is_busy(self, first: int, count: int) -> bool:
+        for request, _, _ in self.asked.values():
+            start = request.offset // BLOCK_BYTES
+            if start < first + count and first < start + request.length // BLOCK_BYTES:
+                return True
+        return False
+
+    def _make(self, kind: int, first: int, count: int, flags: int) -> Request:
+        world = self.process.world
+        history = world.history.of(self.volume)
+        start = world.history.tick()
+        request_id = world.draw_id()
+        is_write = kind in _WRITES
+        value = request_id if kind == RequestKind.WRITE else 0
+        accesses: list[hist.Access] = []
+        for block in range(first, first + count):
+            access = hist.Access(
+                start, is_write, value, time=world.now, durable=bool(flags & RequestFlag.FUA)
+            )
+            history.blocks.setdefault(block, []).append(access)
+            accesses.append(access)
+            if is_write and not value:
+                history.zeroed.add(block)
+        if value:
+            history.writers[value] = accesses[0]
+        data = hist.block_of(value) * count if value else b""
+        request = Request(
+            request_id, int(kind), flags, first * BLOCK_BYTES, count * BLOCK_BYTES, data
+        )
+        self.asked[request_id] = (request, accesses, start)
+        world.requests[request_id] = (self.volume, request, accesses)
+        world.flush_started(request, start)
+        return request
+
+    def _on_replies(self, replies: Sequence[Reply]) -> None:
+        world = self.process.world
+        for reply in replies:
+            asked = self.asked.pop(reply.id, None)
+            if asked is None:
+                continue
+            world.answered += 1
+            request, accesses, start = asked
+            if reply.errno:
+                continue  # Whether it took place is not known.
+            end = world.history.tick()
+            if request.kind == RequestKind.FLUSH:
+                world.history.of(self.volume).flushes.append((start, end))
+            for number, access in enumerate(accesses):
+                access.end = end
+                if not access.is_write:
+                    at = number * BLOCK_BYTES
+                    access.value = hist.value_of(bytes(reply.data[at : at + BLOCK_BYTES]))
