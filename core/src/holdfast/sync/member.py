@@ -255,6 +255,7 @@ class GroupMember:
         if self.role in {Role.REMOVED, Role.STOPPED, Role.FAILED}:
             if self.role is Role.FAILED and self._stopping_since is not None:
                 self._stop(out)
+            self._next_tick = now.mono + IDLE_TICK_S
             return
         if self.primary is not None:
             self._settle_primary(now, out)
