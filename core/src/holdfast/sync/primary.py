@@ -256,9 +256,14 @@ class PrimaryRole:
             # Until the copies are equal, nothing may leave anybody's window.
             return
         disk = self.ctx.disk
-        commit, durable = disk.applied, disk.durable
+        # Sequences that went to one copy alone (a sync) hold nobody else's commit back: a copy that
+        # has acknowledged all that it was sent has applied everything that there is for it.
+        commit, durable = Position(self.next - 1), disk.durable
+        if not disk.idle:
+            commit = disk.applied
         for leg in self._required:
-            commit = min(commit, leg.applied)
+            if leg.unacked:
+                commit = min(commit, leg.applied)
             durable = min(durable, leg.durable)
         self.commit = max(self.commit, commit)
         self.durable = max(self.durable, durable)
