@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import attrs
 
-from holdfast.errors import IntegrityError, FaultReason
+from holdfast.errors import FaultReason, IntegrityError
 from holdfast.units import CopyId, Epoch, NodeName, VolumeId
 
 
@@ -242,7 +242,7 @@ def _load(raw: bytes, cls: type[Any]) -> dict[str, Any]:
         fields = json.loads(raw)
         known = {a.name for a in attrs.fields(cls)}
         if not isinstance(fields, dict) or not fields.keys() <= known:
-            raise ValueError(f"not a {cls.__name__}")
+            raise ValueError(f"not a {cls.__name__}")  # noqa: TRY301 - one place says what it is.
     except ValueError as error:
         raise IntegrityError(
             f"A value in the state store is not a {cls.__name__}: {error}.",

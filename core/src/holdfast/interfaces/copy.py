@@ -78,8 +78,11 @@ class CopyStore(Protocol):
         ...
 
     def clear_regions(self, regions: Iterable[int]) -> None:
-        """Unmark write intent. Flushes data, staleness and dirty maps first, so that what the mark
-        covered is on disk; need not be durable itself on return."""
+        """Unmark write intent.
+
+        Flushes data, staleness and dirty maps first, so that what the mark covered is on disk; need
+        not be durable itself on return.
+        """
         ...
 
     def marked_regions(self) -> frozenset[int]:
@@ -91,8 +94,10 @@ class CopyStore(Protocol):
         ...
 
     def hashes(self, chunks: Sequence[int]) -> bytes:
-        """Return 16 bytes for each chunk, recomputing what is stale. Zero and hole chunks alike
-        hash to the same 16 bytes as a chunk of zeros."""
+        """Return 16 bytes for each chunk, recomputing what is stale.
+
+        Holes and chunks of zeros alike have 16 zero bytes.
+        """
         ...
 
     def tree(self, level: int, indexes: Sequence[int]) -> bytes:

@@ -27,7 +27,9 @@ class SessionHandler(Protocol):
 
     def on_closed(self, sentence: str) -> None:
         """The session is over for good: the volume was deleted, or another session took over.
-        Unanswered requests were answered with EIO before this."""
+
+        Unanswered requests were answered with EIO before this.
+        """
         ...
 
 

@@ -18,15 +18,17 @@ class LinkHandler(Protocol):
     """What the owner of a link supplies."""
 
     def on_messages(self, messages: Sequence[Message]) -> None:
-        """Take what has arrived, in order. Payloads may be views into a receive buffer; they stay
-        valid as long as a reference is held.
+        """Take what has arrived, in order.
+
+        Payloads may be views into a receive buffer; they stay valid as long as a reference is held.
         """
         ...
 
     def on_lost(self, error: HoldfastError) -> None:
-        """The link is gone, by the peer's doing or the network's; called once, never after
-        `Link.close`. `RemoteProtocolError` says that the peer sent rubbish, `RefusedError` that it
-        would not talk to us, `UnavailableError` everything else.
+        """The link is gone, by the peer's doing or the network's.
+
+        Called once, never after `Link.close`. `RemoteProtocolError` says that the peer sent rubbish,
+        `RefusedError` that it would not talk to us, `UnavailableError` everything else.
         """
         ...
 
@@ -38,8 +40,10 @@ class Link(Protocol):
     """Who is at the other end, for logs."""
 
     def send(self, messages: Sequence[Message]) -> None:
-        """Send in order after everything sent before. Never blocks and never raises for a lost
-        link (that is told by `on_lost`); messages sent on a lost or closed link are dropped.
+        """Send in order after everything sent before.
+
+        Never blocks and never raises for a lost link (that is told by `on_lost`); messages sent on a
+        lost or closed link are dropped.
 
         Payloads must not change afterwards. A `Batch`, `Requests` or `Replies` larger than a frame
         may arrive as several, each batch with its own `first`; of `Ack`s of one epoch sent right
@@ -102,8 +106,10 @@ class Transport(Protocol):
         ...
 
     def metrics(self) -> Mapping[str, float]:
-        """Return counters: at least frames_sent, bytes_plain_sent, bytes_wire_sent,
-        frames_received, bytes_plain_received, bytes_wire_received, frames_stored.
+        """Return counters.
+
+        At least frames_sent, bytes_plain_sent, bytes_wire_sent, frames_received,
+        bytes_plain_received, bytes_wire_received, frames_stored.
         """
         ...
 

@@ -348,16 +348,6 @@ class Node:
 
 
 async def _run(config: Config) -> int:
-    for path in config.node.data:
-        try:
-            Path(path).mkdir(parents=True, exist_ok=True)
-            if not os.access(path, os.W_OK | os.X_OK):
-                raise PermissionError(13, "Permission denied")
-        except OSError as error:
-            raise ConfigError(
-                f"The data directory {path} cannot be used: {error.strerror}.",
-                hint="Create it, make it writable, or name another under [node] data.",
-            ) from error
     store: StateStore = await config.state.driver.open(config.state.options)
     try:
         transport: Transport = await config.transport.driver.open(
@@ -375,6 +365,22 @@ async def _run(config: Config) -> int:
         await store.aclose()
 
 
+def _prepare(path: Path) -> None:
+    """Make a data directory if need be; raises `ConfigError` when it cannot be used."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror
+    else:
+        if os.access(path, os.W_OK | os.X_OK):
+            return
+        reason = "permission denied"
+    raise ConfigError(
+        f"The data directory {path} cannot be used: {reason}.",
+        hint="Create it, make it writable, or name another under [node] data.",
+    )
+
+
 def run_node(config: Config) -> int:
     """Run a node until SIGTERM or SIGINT; return its exit code.
 
@@ -383,5 +389,7 @@ def run_node(config: Config) -> int:
             store that cannot be opened.
     """
     set_up(form=cast("Form", config.log.format), level=cast("Level", config.log.level))
+    for path in config.node.data:
+        _prepare(Path(path))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run(config))

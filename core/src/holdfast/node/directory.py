@@ -13,6 +13,7 @@ to the store itself. The keys:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import difflib
 from collections.abc import Callable
 
@@ -150,10 +151,8 @@ class Directory:
 
     async def _watch_leases(self) -> None:
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._look.wait(), SESSION_POLL_S)
-            except TimeoutError:
-                pass
             self._look.clear()
             try:
                 await self._look_at_leases()
@@ -162,10 +161,11 @@ class Directory:
                 await asyncio.sleep(0.5)
 
     async def _look_at_leases(self) -> None:
-        alive = {}
-        for name, node in list(self.nodes.items()):
-            if node.session and await self.store.session_alive(name) == node.session:
-                alive[name] = node
+        alive = {
+            name: node
+            for name, node in list(self.nodes.items())
+            if node.session and await self.store.session_alive(name) == node.session
+        }
         if alive != self.alive:
             self.alive = alive
             self._on_nodes()

@@ -1,9 +1,7 @@
 """The pump of one group member: carries its effects out, and decides nothing.
 
-Everything the machine asks for is started in order. What returns in microseconds runs on the event
-loop (writes into the page cache, small reads); what may block runs in threads: flushes, hashes,
-metadata. A disk that is seen stalling is moved off the loop until it behaves, so that heartbeats and
-other volumes never wait for it.
+Everything the machine asks for is started in order: links and the state store here, the copy's own
+disk in `disk_work.py`.
 """
 
 from __future__ import annotations
@@ -18,29 +16,15 @@ from typing import Any, Protocol
 
 from holdfast.errors import CopyError, HoldfastError, StateConflictError, StateError
 from holdfast.interfaces.copy import CopyStore
-from holdfast.messages import (
-    DATA_LEVEL,
-    Attach,
-    Message,
-    Replies,
-    Reply,
-    Request,
-    RequestKind,
-    pack_extents,
-)
+from holdfast.messages import Attach, Message, Replies
 from holdfast.model import GroupRecord
+from holdfast.node.disk_work import DiskWork
 from holdfast.sync import events as ev
 from holdfast.sync.events import Event, Instant, LinkId
-from holdfast.sync.hashlist import chunk_hash, parse_key
 from holdfast.sync.member import GroupMember, Role
-from holdfast.units import CHUNK_BYTES, NodeName, VolumeId
+from holdfast.units import NodeName, VolumeId
 
-SLOW_S = 0.02
-"""A page-cache operation that takes longer has met a stalling disk."""
-SLOW_FOR_S = 5.0
-"""How long operations then stay off the loop."""
 STORE_RETRY_S = 0.25
-_EXTENTS = int(RequestKind.EXTENTS)
 _log = logging.getLogger("holdfast.node")
 
 
@@ -66,8 +50,11 @@ class PumpHost(Protocol):
         ...
 
     async def write_group(self, record: GroupRecord, version: int) -> int:
-        """Compare-and-set a group record and return its version; raises `StateError`, or
-        `StateConflictError`.
+        """Compare-and-set a group record and return its version.
+
+        Raises:
+            StateConflictError: Somebody else wrote first.
+            StateError: The store cannot be reached; the write may have taken place.
         """
         ...
 
@@ -136,31 +123,26 @@ class Pump:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._closed = False
-        self._slow_until = 0.0
-        self._applying: deque[ev.ApplyOps] = deque()
-        self._in_threads = 0
-        self._drained = asyncio.Event()
-        self._metadata: deque[tuple[Callable[[], object], Event | None]] = deque()
-        self._metadata_busy = False
+        self._disk = DiskWork(store, host.executor, self.feed, self._reply, self._fail)
         self._carry: dict[type[Any], Callable[[Any], None]] = {
             ev.Send: self._send,
-            ev.ApplyOps: self._apply,
+            ev.ApplyOps: self._disk.apply,
             ev.SendReplies: self._reply,
-            ev.ServeReads: self._serve_reads,
-            ev.FlushDisk: self._flush,
-            ev.MarkRegions: self._mark,
-            ev.ClearRegions: self._clear,
-            ev.SaveSuperblock: self._save,
-            ev.ReadDisk: self._read,
-            ev.HashDisk: self._hash,
-            ev.MapDisk: self._map,
+            ev.ServeReads: self._disk.serve_reads,
+            ev.FlushDisk: self._disk.flush,
+            ev.MarkRegions: self._disk.mark,
+            ev.ClearRegions: self._disk.clear,
+            ev.SaveSuperblock: self._disk.save,
+            ev.ReadDisk: self._disk.read,
+            ev.HashDisk: self._disk.hash,
+            ev.MapDisk: self._disk.map,
             ev.OpenLink: self._open_link,
             ev.CloseLink: self._close_link,
             ev.CompareAndSet: self._compare_and_set,
             ev.ReadRecord: self._read_record,
-            ev.SaveDirty: self._save_dirty,
-            ev.DropDirty: self._drop_dirty,
-            ev.ResizeDisk: self._resize,
+            ev.SaveDirty: self._disk.save_dirty,
+            ev.DropDirty: self._disk.drop_dirty,
+            ev.ResizeDisk: self._disk.resize,
             ev.Note: self._note,
             ev.Assign: self._assign,
             ev.Verified: self._verified,
@@ -258,151 +240,6 @@ class Pump:
             else:
                 outlet.close("no longer wanted")
 
-    # -- the local copy: the data path --------------------------------------------------------------
-
-    def _apply(self, effect: ev.ApplyOps) -> None:
-        if self._applying or self._slow_until > self._loop.time():
-            self._applying.append(effect)
-            if len(self._applying) == 1:
-                self._apply_next()
-            return
-        began = time.monotonic()
-        try:
-            self.store.apply(effect.ops)
-        except CopyError as error:
-            self._fail(error)
-            return
-        if time.monotonic() - began > SLOW_S:
-            self._slow_until = self._loop.time() + SLOW_FOR_S
-        self._inbox.append(ev.Applied(effect.through))
-
-    def _apply_next(self) -> None:
-        effect = self._applying[0]
-
-        def done() -> None:
-            self._applying.popleft()
-            self.feed(ev.Applied(effect.through))
-            if self._applying:
-                self._apply_next()
-
-        self._in_thread(lambda: self.store.apply(effect.ops), lambda _: done())
-
-    def _serve_reads(self, effect: ev.ServeReads) -> None:
-        if self._slow_until > self._loop.time():
-            self._in_thread(
-                lambda: [self._read_one(request) for request in effect.requests],
-                lambda replies: self._reply(ev.SendReplies(effect.link, replies)),
-            )
-            return
-        began = time.monotonic()
-        try:
-            replies = [self._read_one(request) for request in effect.requests]
-        except CopyError as error:
-            self._fail(error)
-            return
-        if time.monotonic() - began > SLOW_S:
-            self._slow_until = self._loop.time() + SLOW_FOR_S
-        self._reply(ev.SendReplies(effect.link, replies))
-
-    def _read_one(self, request: Request) -> Reply:
-        if request.kind == _EXTENTS:
-            extents = self.store.extents(request.offset, request.length)
-            return Reply(request.id, 0, pack_extents(extents))
-        return Reply(request.id, 0, self.store.read(request.offset, request.length))
-
-    def _flush(self, effect: ev.FlushDisk) -> None:
-        self._in_thread(self.store.flush, lambda _: self.feed(ev.Flushed(effect.token)))
-
-    def _read(self, effect: ev.ReadDisk) -> None:
-        self._in_thread(
-            lambda: self.store.read(effect.offset, effect.length),
-            lambda data: self.feed(ev.ReadDone(effect.token, data)),
-        )
-
-    def _hash(self, effect: ev.HashDisk) -> None:
-        work = self.store.tree if effect.level != DATA_LEVEL else self._hash_data
-        self._in_thread(
-            lambda: work(effect.level, effect.indexes),
-            lambda hashes: self.feed(ev.HashesDone(effect.token, hashes)),
-        )
-
-    def _hash_data(self, _level: int, chunks: Sequence[int]) -> bytes:
-        """Hash what is on disk now, whatever the hash list says."""
-        block = self.store.superblock
-        key = parse_key(block.hash_key)
-        hashes = []
-        for chunk in chunks:
-            offset = chunk * CHUNK_BYTES
-            data = self.store.read(offset, min(CHUNK_BYTES, block.size_bytes - offset))
-            hashes.append(chunk_hash(data, key))
-        return b"".join(hashes)
-
-    def _map(self, effect: ev.MapDisk) -> None:
-        self._in_thread(
-            lambda: self.store.extents(0, self.store.superblock.size_bytes),
-            lambda extents: self.feed(ev.MapDone(effect.token, extents)),
-        )
-
-    def _in_thread(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
-        """Run `work` in a thread, then `done` with its result on the loop."""
-        future = self._loop.run_in_executor(self.host.executor, work)
-        self._in_threads += 1
-
-        def finish(future: asyncio.Future[Any]) -> None:
-            self._in_threads -= 1
-            if self._closed or future.cancelled():
-                self._drained.set()
-                # Its outcome is for nobody any more, but must have been looked at.
-                _ = future.cancelled() or future.exception()
-                return
-            error = future.exception()
-            if isinstance(error, CopyError):
-                self._fail(error)
-            elif error is not None:
-                raise error
-            else:
-                done(future.result())
-
-        future.add_done_callback(finish)
-
-    # -- the local copy: metadata, one thing at a time, in order --------------------------------------
-
-    def _mark(self, effect: ev.MarkRegions) -> None:
-        self._in_order(lambda: self.store.mark_regions(effect.regions), ev.RegionsMarked())
-
-    def _clear(self, effect: ev.ClearRegions) -> None:
-        self._in_order(lambda: self.store.clear_regions(effect.regions), None)
-
-    def _save(self, effect: ev.SaveSuperblock) -> None:
-        self._in_order(lambda: self.store.save(effect.superblock), ev.Saved(effect.token))
-
-    def _save_dirty(self, effect: ev.SaveDirty) -> None:
-        self._in_order(lambda: self.store.save_dirty(effect.copy, effect.bits), None)
-
-    def _drop_dirty(self, effect: ev.DropDirty) -> None:
-        self._in_order(lambda: self.store.drop_dirty(effect.copy), None)
-
-    def _resize(self, effect: ev.ResizeDisk) -> None:
-        self._in_order(lambda: self.store.resize(effect.size_bytes), ev.Saved(effect.token))
-
-    def _in_order(self, work: Callable[[], object], event: Event | None) -> None:
-        self._metadata.append((work, event))
-        if not self._metadata_busy:
-            self._next_metadata()
-
-    def _next_metadata(self) -> None:
-        self._metadata_busy = bool(self._metadata)
-        if not self._metadata:
-            return
-        work, event = self._metadata.popleft()
-
-        def done(_: object) -> None:
-            if event is not None:
-                self.feed(event)
-            self._next_metadata()
-
-        self._in_thread(work, done)
-
     def _fail(self, error: CopyError) -> None:
         _log.error("The copy of volume %s has failed: %s", self.volume, error)
         self.feed(ev.DiskFailed(error.reason, error.message))
@@ -471,17 +308,15 @@ class Pump:
             self.stopped.set()
             return
         # In order: after everything else that is still being written.
-        self._in_order(lambda: self.store.save(effect.superblock), None)
-        self._metadata.append((self._rest, None))
-
-    def _rest(self) -> None:
-        self._loop.call_soon_threadsafe(self.stopped.set)
+        self._disk.in_order(lambda: self.store.save(effect.superblock), None)
+        self._disk.in_order(lambda: self._loop.call_soon_threadsafe(self.stopped.set), None)
 
     def close(self) -> None:
         """Stop stepping and let go of links and files. Idempotent."""
         if self._closed:
             return
         self._closed = True
+        self._disk.close()
         if self._timer is not None:
             self._timer.cancel()
         for link in list(self._links.values()):
@@ -491,9 +326,7 @@ class Pump:
 
     async def drain(self) -> None:
         """Wait until no thread works on the store any more; only after `close`."""
-        while self._in_threads:
-            self._drained.clear()
-            await self._drained.wait()
+        await self._disk.drain()
 
     @property
     def closed(self) -> bool:

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from holdfast import __version__
 from holdfast.errors import ConflictError, HoldfastError, NotFoundError, UnavailableError
@@ -116,7 +116,7 @@ class Service:
         if record is not None and member is None:
             remote = await self._ask(record.primary_member.node, "volume", spec.name)
             if remote is not None:
-                return remote
+                return cast("Json", remote)
         if member is not None:
             record = member.ctx.record
         return volume_status(spec, record, directory.alive, member)
@@ -175,7 +175,7 @@ class Service:
         """Hand the primary over to an in-sync copy."""
         spec, pump, record = await self._at_primary(name, "promote", node)
         if pump is None:
-            return await self._forward(record, "promote", name, node)
+            return await self._forwarded(record, "promote", name, node)
         target = record.on_node(node)
         if target is None or target.state is not CopyState.IN_SYNC:
             raise ConflictError(
@@ -191,7 +191,7 @@ class Service:
         """Take a node's copy out of the group for good."""
         spec, pump, record = await self._at_primary(name, "evict", node)
         if pump is None:
-            return await self._forward(record, "evict", name, node)
+            return await self._forwarded(record, "evict", name, node)
         member = record.on_node(node)
         if member is None:
             raise NotFoundError(f"Node {node} has no copy of {name}.")
@@ -211,7 +211,7 @@ class Service:
         """Begin to move a copy: add on `target`, sync, then remove from `source`."""
         spec, pump, record = await self._at_primary(name, "move", source, target)
         if pump is None:
-            return await self._forward(record, "move", name, source, target)
+            return await self._forwarded(record, "move", name, source, target)
         if record.on_node(source) is None:
             raise NotFoundError(f"Node {source} has no copy of {name}.")
         if record.on_node(target) is not None:
@@ -240,7 +240,7 @@ class Service:
             )
         return spec, None, record
 
-    async def _forward(self, record: GroupRecord, call: str, *arguments: object) -> Any:
+    async def _forwarded(self, record: GroupRecord, call: str, *arguments: object) -> Json:
         node = record.primary_member.node
         control = self._control_of(node)
         if control is None:
@@ -249,7 +249,7 @@ class Service:
                 hint=f"Run the command on {node}.",
             )
         client = ControlClient(control, node=node)
-        return await asyncio.to_thread(getattr(client, call), *arguments)
+        return cast("Json", await asyncio.to_thread(getattr(client, call), *arguments))
 
     def _primary_node(self, spec: VolumeSpec) -> NodeName | None:
         record = self._node.group(spec.id)
@@ -291,7 +291,7 @@ class Service:
 
     async def verify(self, name: str) -> AsyncIterator[Json]:
         """Compare all in-sync copies chunk by chunk, from the data itself."""
-        spec, pump, record = await self._at_primary(name, "verify")
+        _spec, pump, record = await self._at_primary(name, "verify")
         if pump is None:
             lines = await self._forward_stream(record, name)
             async for line in lines:

@@ -8,6 +8,7 @@ copied or encoded.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
 from collections.abc import Coroutine, Sequence
@@ -140,6 +141,7 @@ class NodeSession:
         self._link: Outlet | None = None
         self._attempt = 0
         self._settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._empty: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -177,9 +179,10 @@ class NodeSession:
 
     async def aclose(self) -> None:
         """Wait for unanswered requests for a moment, then give the writer session up."""
-        give_up = self._loop.time() + CLOSE_PATIENCE_S
-        while self._machine.unanswered and self._loop.time() < give_up:
-            await asyncio.sleep(0.01)
+        if self._machine.unanswered:
+            self._empty = self._loop.create_future()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._empty, CLOSE_PATIENCE_S)
         self._run(self._machine.close())
         self._finish()
 
@@ -222,6 +225,9 @@ class NodeSession:
                     self._link.send(outcome.messages)
             elif isinstance(outcome, consumer.Answer):
                 self._handler.on_replies(outcome.replies)
+                if self._empty is not None and not self._machine.unanswered:
+                    if not self._empty.done():
+                        self._empty.set_result(None)
             elif isinstance(outcome, consumer.Dial):
                 self._dial(outcome)
             elif isinstance(outcome, consumer.Changed):

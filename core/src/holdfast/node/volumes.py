@@ -6,6 +6,7 @@ changes its record; an operator's wish reaches it as a specification or as an ev
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 import time
@@ -158,10 +159,9 @@ class Volumes:
                     f"Volume {name} is attached at node {record.attached_node}.",
                     hint="Close its clients first, or delete it with --force.",
                 )
-        try:
+        with contextlib.suppress(StateConflictError):
+            # If it is there, an earlier deletion was interrupted; it is finished now.
             await self._store.compare_and_set(f"deleted/{spec.id}", spec.name.encode(), None)
-        except StateConflictError:
-            pass  # An earlier deletion was interrupted; it is finished now.
         for key in (f"group/{spec.id}", f"spec/{spec.id}", f"name/{spec.name}"):
             await self._remove(key)
 

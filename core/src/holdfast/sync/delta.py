@@ -194,8 +194,7 @@ class SyncJob:
     def _take_todo(self) -> list[int]:
         taken: list[int] = []
         for start, length in self.todo.runs():
-            length = min(length, QUERY_INDEXES_MAX - len(taken))
-            taken.extend(range(start, start + length))
+            taken.extend(range(start, start + min(length, QUERY_INDEXES_MAX - len(taken))))
             if len(taken) >= QUERY_INDEXES_MAX:
                 break
         for chunk in taken:

@@ -476,11 +476,11 @@ class GroupMember:
         if promoted is None or not allowed:
             self._follow(now)
             return
-        ctx.note(
-            "standing",
-            f"{ctx.node} takes over from {ctx.record.primary_member.node}, which is silent.",
-            out,
-        )
+        if ctx.record.primary == ctx.copy:
+            ctx.note("standing", f"{ctx.node} takes its group up again.", out)
+        else:
+            silent = ctx.record.primary_member.node
+            ctx.note("standing", f"{ctx.node} takes over from {silent}, which is silent.", out)
         self._ask(promoted, out)
 
     def _follow(self, now: Instant) -> None:

@@ -39,7 +39,7 @@ from holdfast.units import Sequence as Position
 
 _READ, _WRITE, _FLUSH = int(RequestKind.READ), int(RequestKind.WRITE), int(RequestKind.FLUSH)
 _DISCARD, _ZERO = int(RequestKind.DISCARD), int(RequestKind.ZERO)
-_EXTENTS = int(RequestKind.EXTENTS)
+_READS = frozenset({int(RequestKind.READ), int(RequestKind.EXTENTS)})
 _FUA, _NO_HOLE = int(RequestFlag.FUA), int(RequestFlag.NO_HOLE)
 _OP_WRITE, _OP_FLUSH = int(OpKind.WRITE), int(OpKind.FLUSH)
 _OP_DISCARD, _OP_ZERO = int(OpKind.DISCARD), int(OpKind.ZERO)
@@ -98,7 +98,7 @@ class PrimaryRole:
         reads: list[Request] | None = None
         writes: list[Request] | None = None
         for request in requests:
-            if request.kind == _READ or request.kind == _EXTENTS:
+            if request.kind in _READS:
                 if reads is None:
                     reads = []
                 reads.append(request)
