@@ -361,7 +361,10 @@ class PrimaryRole:
             assert leg.identity is not None
             extents.extend(leg.identity.suspects)
             positions.append(leg.identity.applied)
-        before = Position(max(positions))
+        # One sequence stands for all that was written under earlier primaries, so that the first flush
+        # is never taken for one that has nothing to do: their acknowledged writes may lie in a page
+        # cache still.
+        before = Position(max(positions) + 1)
         self.next = Position(before + 1)
         self.written = before
         ctx.disk.applied = ctx.disk.submitted = before
