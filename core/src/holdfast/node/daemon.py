@@ -26,9 +26,8 @@ from holdfast.errors import (
     HoldfastError,
     StateConflictError,
     StateError,
-    UnavailableError,
 )
-from holdfast.interfaces.frontend import Frontend, SessionHandler
+from holdfast.interfaces.frontend import Frontend
 from holdfast.interfaces.state import NodeSession as StateSession
 from holdfast.interfaces.state import StateStore
 from holdfast.interfaces.transport import Link, LinkHandler, Transport
@@ -38,14 +37,13 @@ from holdfast.local.host import Space
 from holdfast.local.logging import Form, Level, set_up
 from holdfast.messages import Attach, Hello, PeerHello, SessionOpen
 from holdfast.model import GroupRecord, NodeRecord, VolumeSpec
+from holdfast.node.consumer import Consumer
 from holdfast.node.control import serve_control
-from holdfast.node.directory import Directory
 from holdfast.node.eventlog import EventLog
 from holdfast.node.heartbeats import Heartbeats
 from holdfast.node.hosting import Hosting
 from holdfast.node.pump import Pump
 from holdfast.node.service_impl import Service
-from holdfast.node.sessions import NodeSession
 from holdfast.node.volumes import Policies, Volumes
 from holdfast.sync import events as ev
 from holdfast.sync.peers import Peers, Timing
@@ -60,7 +58,7 @@ _log = logging.getLogger("holdfast.node")
 
 
 class Node:
-    """One running node; also the provider of volumes for its frontends."""
+    """One running node."""
 
     def __init__(self, config: Config, store: StateStore, transport: Transport) -> None:
         """Wire the rooms together; `run` brings them to life."""
@@ -83,9 +81,20 @@ class Node:
             self.name,
             Timing(timing.heartbeat_s, timing.lease_s, timing.margin_s, timing.ack_timeout_s),
         )
-        self.directory = Directory(
-            store, self._on_group, self._on_spec, self._on_nodes, self._on_store_error
+        self.consumer = Consumer(
+            name=self.name,
+            cluster=self.cluster,
+            process=self.process,
+            store=store,
+            transport=transport,
+            spawn=self.spawn,
+            on_store_error=self._on_store_error,
+            on_group=self._on_group,
+            on_spec=self._on_spec,
+            on_nodes=self._on_nodes,
+            local_pump=self._local_pump,
         )
+        self.directory = self.consumer.directory
         self.policies = Policies(config.policies)
         self.volumes = Volumes(
             store, self.directory, self.policies, config.volumes, config.transport.name
@@ -100,7 +109,7 @@ class Node:
             directory=self.directory,
             peers=self.peers,
             policy_of=self.policies.of,
-            dial=self.dial,
+            dial=self.consumer.dial,
             spawn=self.spawn,
             heard=self._kick,
             events=events,
@@ -108,13 +117,11 @@ class Node:
         self.heartbeats = Heartbeats(
             self.peers,
             PeerHello(self.cluster, self.name, self.process),
-            self.dial,
+            self.consumer.dial,
             self.spawn,
             self._on_answer,
         )
         self._tasks: set[asyncio.Task[None]] = set()
-        self._sessions: dict[VolumeId, set[NodeSession]] = {}
-        self._addresses: dict[NodeName, str] = {}
         self._state_session: StateSession | None = None
         self._told_store_error = ""
         self.failure: BaseException | None = None
@@ -135,13 +142,6 @@ class Node:
             self.stopping.set()
 
     # -- links --------------------------------------------------------------------------------------
-
-    async def dial(self, node: NodeName, hello: Hello, handler: LinkHandler) -> Link:
-        """Open a link to a node by its name."""
-        known = self.directory.nodes.get(node)
-        if known is None or not known.address:
-            raise UnavailableError(f"The address of node {node} is not known.")
-        return await self.transport.connect(known.address, hello, handler)
 
     def _accept(self, link: Link, hello: Hello) -> LinkHandler | None:
         if isinstance(hello, Attach):
@@ -168,11 +168,9 @@ class Node:
 
     def _on_group(self, volume: VolumeId, record: GroupRecord | None, version: int) -> None:
         self.hosting.on_group(volume, record, version)
-        for session in list(self._sessions.get(volume, ())):
-            if record is None:
-                session.on_deleted()
-            else:
-                session.on_record(record)
+
+    def _local_pump(self, volume: VolumeId) -> Pump | None:
+        return self.hosting.pumps.get(volume)
 
     def _on_spec(self, spec: VolumeSpec) -> None:
         self.hosting.on_spec(spec)
@@ -184,49 +182,6 @@ class Node:
         if sentence != self._told_store_error:
             self._told_store_error = sentence
             _log.warning("The state store: %s", sentence)
-
-    # -- VolumeProvider and SessionHost ---------------------------------------------------------------
-
-    async def names(self) -> Sequence[str]:
-        """Return the names of all volumes, sorted."""
-        return sorted(s.name for s in self.directory.specs.values() if not s.deleting)
-
-    async def describe(self, name: str) -> VolumeSpec:
-        """Return a volume's specification."""
-        return await self.directory.find(name)
-
-    async def open(
-        self, name: str, handler: SessionHandler, *, read_only: bool = False, force: bool = False
-    ) -> NodeSession:
-        """Open a session and return once the primary serves it."""
-        spec = await self.directory.find(name)
-        if spec.id not in self.directory.groups:
-            record, version = await self.directory.read_group(spec.id)
-            if record is not None:
-                self.directory.groups.setdefault(spec.id, (record, version))
-        session = NodeSession(
-            self, spec, handler, read_only=read_only, force=force, io_deadline_s=None
-        )
-        self._sessions.setdefault(spec.id, set()).add(session)
-        try:
-            await session.start()
-        except BaseException:
-            self.session_closed(session)
-            raise
-        return session
-
-    def local_pump(self, volume: VolumeId) -> Pump | None:
-        """Return the pump of the local copy, if there is one."""
-        return self.hosting.pumps.get(volume)
-
-    def group(self, volume: VolumeId) -> GroupRecord | None:
-        """Return the group record last seen."""
-        known = self.directory.groups.get(volume)
-        return None if known is None else known[0]
-
-    def session_closed(self, session: NodeSession) -> None:
-        """Forget a session."""
-        self._sessions.get(session.spec.id, set()).discard(session)
 
     # -- life -----------------------------------------------------------------------------------------
 
@@ -243,7 +198,7 @@ class Node:
             self.spawn(self._republish())
             await self.hosting.open_all()
             for name, chosen in self.config.frontends.items():
-                self.frontends[name] = await chosen.driver.open(chosen.options, self)
+                self.frontends[name] = await chosen.driver.open(chosen.options, self.consumer)
                 stack.push_async_callback(self.frontends[name].aclose)
             await self._publish(listener.address, session=self.process)
             service = Service(self)

@@ -202,7 +202,9 @@ class Service:
             )
         pump.feed(ev.Evict(node))
         await self._until(
-            lambda: (r := self._node.group(spec.id)) is not None and r.on_node(node) is None,
+            lambda: (
+                (r := self._node.consumer.group(spec.id)) is not None and r.on_node(node) is None
+            ),
             f"the copy on {node} is taken out",
         )
         return await self._status(spec)
@@ -233,7 +235,7 @@ class Service:
         pump = self._node.hosting.pumps.get(spec.id)
         if pump is not None and pump.is_primary:
             return spec, pump, pump.member.ctx.record
-        record = self._node.group(spec.id)
+        record = self._node.consumer.group(spec.id)
         if record is None or record.primary_member.node == self._node.name:
             raise UnavailableError(
                 f"Volume {name} has no serving primary now.", hint="Try again in a moment."
@@ -252,7 +254,7 @@ class Service:
         return cast("Json", await asyncio.to_thread(getattr(client, call), *arguments))
 
     def _primary_node(self, spec: VolumeSpec) -> NodeName | None:
-        record = self._node.group(spec.id)
+        record = self._node.consumer.group(spec.id)
         return None if record is None else record.primary_member.node
 
     async def _until(self, condition: Any, what: str) -> None:

@@ -1,0 +1,140 @@
+"""A consumer's place in a cluster: the picture of it, links to its nodes, sessions on its volumes.
+
+A node has one for its frontends, a program one for itself; the only difference is that a node's
+sessions may find their primary in the same process. It knows no copies and takes no part in any
+group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from holdfast.errors import UnavailableError
+from holdfast.interfaces.frontend import SessionHandler
+from holdfast.interfaces.state import StateStore
+from holdfast.interfaces.transport import Link, LinkHandler, Transport
+from holdfast.messages import Hello
+from holdfast.model import GroupRecord, VolumeSpec
+from holdfast.node.directory import Directory
+from holdfast.node.pump import Pump
+from holdfast.node.sessions import NodeSession
+from holdfast.units import NodeName, VolumeId
+
+
+class Consumer:
+    """Opens sessions; implements `VolumeProvider` for frontends and `SessionHost` for sessions."""
+
+    def __init__(
+        self,
+        *,
+        name: NodeName,
+        cluster: str,
+        process: str,
+        store: StateStore,
+        transport: Transport,
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        on_store_error: Callable[[str], None],
+        on_group: Callable[[VolumeId, GroupRecord | None, int], None] = lambda *_: None,
+        on_spec: Callable[[VolumeSpec], None] = lambda _: None,
+        on_nodes: Callable[[], None] = lambda: None,
+        local_pump: Callable[[VolumeId], Pump | None] = lambda _: None,
+    ) -> None:
+        """Prepare; the owner primes `directory` and runs it.
+
+        Args:
+            name: What the group record calls the place of this consumer's sessions (R11).
+            cluster: The cluster's name, as nodes present themselves with it.
+            process: Names this process; another one is another start.
+            store: The cluster's state store, open.
+            transport: Opens links to nodes.
+            spawn: Runs a coroutine under the owner's task group.
+            on_store_error: Told a sentence when the store does not answer.
+            on_group: Told every change of a group record, before the sessions are.
+            on_spec: Told every change of a specification.
+            on_nodes: Told when the nodes whose leases live are others.
+            local_pump: Finds the copy of a volume in this very process.
+        """
+        self.name = name
+        self.cluster = cluster
+        self.process = process
+        self.directory = Directory(store, self._on_group, on_spec, on_nodes, on_store_error)
+        self._transport = transport
+        self._spawn = spawn
+        self._observe = on_group
+        self._local_pump = local_pump
+        self._sessions: dict[VolumeId, set[NodeSession]] = {}
+
+    # -- VolumeProvider -----------------------------------------------------------------------------
+
+    async def names(self) -> Sequence[str]:
+        """Return the names of all volumes, sorted."""
+        return sorted(s.name for s in self.directory.specs.values() if not s.deleting)
+
+    async def describe(self, name: str) -> VolumeSpec:
+        """Return a volume's specification."""
+        return await self.directory.find(name)
+
+    async def open(
+        self, name: str, handler: SessionHandler, *, read_only: bool = False, force: bool = False
+    ) -> NodeSession:
+        """Open a session and return once the primary serves it."""
+        spec = await self.directory.find(name)
+        if spec.id not in self.directory.groups:
+            record, version = await self.directory.read_group(spec.id)
+            if record is not None:
+                self.directory.groups.setdefault(spec.id, (record, version))
+        session = NodeSession(
+            self, spec, handler, read_only=read_only, force=force, io_deadline_s=None
+        )
+        self._sessions.setdefault(spec.id, set()).add(session)
+        try:
+            await session.start()
+        except BaseException:
+            self.session_closed(session)
+            raise
+        return session
+
+    # -- SessionHost --------------------------------------------------------------------------------
+
+    def local_pump(self, volume: VolumeId) -> Pump | None:
+        """Return the pump of the local copy, if there is one."""
+        return self._local_pump(volume)
+
+    def group(self, volume: VolumeId) -> GroupRecord | None:
+        """Return the group record last seen."""
+        known = self.directory.groups.get(volume)
+        return None if known is None else known[0]
+
+    async def dial(self, node: NodeName, hello: Hello, handler: LinkHandler) -> Link:
+        """Open a link to a node by its name.
+
+        Raises:
+            UnavailableError: Its address is not known, or nothing answers there.
+        """
+        known = self.directory.nodes.get(node)
+        if known is None or not known.address:
+            raise UnavailableError(f"The address of node {node} is not known.")
+        return await self._transport.connect(known.address, hello, handler)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine under the owner's task group."""
+        self._spawn(coroutine)
+
+    def session_closed(self, session: NodeSession) -> None:
+        """Forget a session."""
+        sessions = self._sessions.get(session.spec.id)
+        if sessions is not None:
+            sessions.discard(session)
+            if not sessions:
+                del self._sessions[session.spec.id]
+
+    # -- inside -------------------------------------------------------------------------------------
+
+    def _on_group(self, volume: VolumeId, record: GroupRecord | None, version: int) -> None:
+        self._observe(volume, record, version)
+        for session in list(self._sessions.get(volume, ())):
+            if record is None:
+                session.on_deleted()
+            else:
+                session.on_record(record)
