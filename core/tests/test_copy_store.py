@@ -508,6 +508,17 @@ def test_after_a_failed_flush_everything_is_refused(store: FileCopyStore) -> Non
         assert caught.value.reason is FaultReason.FLUSH_FAILED
 
 
+def test_a_failed_flush_counts_as_a_restart_of_the_machine(directory: Path) -> None:
+    store = make(directory)
+    with failing(store._data._fd), pytest.raises(CopyError):
+        store.flush()
+    store.close()
+    again = open_copy(directory, boot="first")
+    assert again.rebooted
+    assert not again.was_clean
+    again.close()
+
+
 def test_a_failed_marking_is_never_taken_for_done(store: FileCopyStore) -> None:
     store.clear_regions([1])
     with failing(store._intent._fd), pytest.raises(CopyError):

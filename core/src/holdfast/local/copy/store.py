@@ -278,7 +278,21 @@ class FileCopyStore:
         except CopyError as error:
             if error.reason is FaultReason.FLUSH_FAILED:
                 self._failure = error
+                self._distrust()
             raise
+
+    def _distrust(self) -> None:
+        """Say on disk, if it still takes that, that unflushed writes may be gone.
+
+        A superblock of no boot id makes every later opening treat the copy as one whose machine has
+        restarted; else a process that is started anew soon would trust the page cache, from which
+        Linux may have dropped what the fsync could not write.
+        """
+        parts = self._parts
+        if parts is not None:
+            with self._metadata_lock, contextlib.suppress(CopyError):
+                block = parts.superblock.current
+                parts.superblock.save(attrs.evolve(block, boot="", clean=False))
 
     @contextlib.contextmanager
     def _metadata(self) -> Iterator[None]:

@@ -82,7 +82,8 @@ class Invariants:
                 f"{ctx.node} acknowledges in epoch {ctx.epoch}, but {record.primary_member.node} "
                 f"is primary of epoch {record.epoch}",
             )
-        if ctx.epoch == record.epoch:
+        if ctx.epoch == record.epoch and pump.disk.tainted:
+            # What it holds has become the truth, and the others were made equal to it.
             for _, disk in self.in_sync_disks(record):
                 disk.tainted = False
 

@@ -154,8 +154,7 @@ class Network:
             return
         world = self.world
         at = world.now + self.delay(end.owner.name, peer.owner.name)
-        if at <= peer.arrives_at:
-            at = peer.arrives_at
+        at = max(peer.arrives_at, at)
         peer.arrives_at = at
         world.at(at, self._deliver, peer, parcel)
 

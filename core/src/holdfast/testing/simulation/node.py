@@ -317,11 +317,9 @@ class Process:
             refusal = f"The group record names no copy {hello.target} on node {self.name}."
         elif member.copy == record.primary:
             refusal = "A primary's copy is never made anew."
-        elif self.stopping or hello.volume in self._opening:
-            refusal = "not now"
-        elif (disk := self.machine.copies.get(hello.volume)) is not None and (
+        elif self.stopping or hello.volume in self._opening or ((disk := self.machine.copies.get(hello.volume)) is not None and (
             disk.superblock.copy == hello.target
-        ):
+        )):
             refusal = "not now"
         if refusal:
             code = "busy" if refusal == "not now" else "no-such-copy"

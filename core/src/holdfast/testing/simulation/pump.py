@@ -273,6 +273,7 @@ class Pump:
             return False
         if reason is FaultReason.FLUSH_FAILED:
             self.disk.flush_failed(self.process.world.rng)
+            self.disk.save(attrs.evolve(self.disk.superblock, boot="", clean=False))
             self.process.world.invariants.on_damage(self.volume, self.disk)
         self.process.run(self._disk_failed, reason)
         return True

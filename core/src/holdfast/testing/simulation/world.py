@@ -31,6 +31,8 @@ from holdfast.units import BLOCK_BYTES, MIB, CopyId, Epoch, NodeName, VolumeId
 
 TRACE_LINES = 4000
 CHECK_EVERY_S = 0.5
+EVENTS_PER_S_MAX = 20_000
+"""Nothing that the machines do to each other may run in circles."""
 REST_WITHIN_S = 90.0
 """I7's bound: declared redundancy is back this long after the last fault (virtual seconds)."""
 
@@ -142,11 +144,14 @@ class World:
         """Run all events up to the time `until`."""
         heap = self._heap
         pop = heapq.heappop
+        budget = self.events + int((until - self.now + 1.0) * EVENTS_PER_S_MAX)
         while heap and heap[0][0] <= until:
             time, _, action, args = pop(heap)
             self.now = time
             self.events += 1
             action(*args)
+            if self.events > budget:
+                raise Violation("busy", f"more than {EVENTS_PER_S_MAX} events a second")
         self.now = until
 
     # -- making ---------------------------------------------------------------------------------------
