@@ -3,7 +3,9 @@
 One writer session at a time, named in the group record together with a generation that rises with
 every new holder, so that a new primary knows it too. A session that reconnects keeps its
 generation; another one gets in when the holder has left, when its process is known to be dead, or
-by force.
+by force. A holder without a lease in the store (a program, or a node whose lease is over) counts as
+dead once it has stayed away for `HOLDER_PATIENCE_S`; until then others wait, so that a failover
+takes no volume from a program that is just looking for the new primary.
 """
 
 from __future__ import annotations
@@ -17,6 +19,10 @@ from holdfast.messages import SessionOpen, SessionOpened, VolumeChanged
 from holdfast.model import GroupRecord
 from holdfast.sync.context import Context
 from holdfast.sync.events import CloseLink, Effect, Instant, LinkId, Send
+
+HOLDER_PATIENCE_S = 5.0
+"""How long a holder without a lease may stay away; sessions look for their primary four times a
+second, so one that lives is back long before."""
 
 
 @define
@@ -40,6 +46,8 @@ class Attachments:
     """Sessions that wait for the group to serve, or for the record to name them."""
     detaching: tuple[str, int] | None = None
     """(session, generation) of a holder that closed in order."""
+    _holder_seen: float | None = None
+    """When the writer's link last stood, or this primary first looked; monotonic."""
 
     def add(self, link: LinkId, hello: SessionOpen, out: list[Effect]) -> None:
         """Take a new session link; an older link of the same session is closed first.
@@ -84,10 +92,14 @@ class Attachments:
             out: Effects.
         """
         current = self.ctx.record
+        if self._holder_seen is None or self._holder_is_here(current):
+            self._holder_seen = now.mono
         for attachment in list(self.waiting.values()):
             hello = attachment.hello
             if hello.read_only or self.ctx.spec.shared or _holds(current, hello):
                 self._opened(attachment, 0 if hello.read_only else current, out)
+                if _holds(current, hello):
+                    self._holder_seen = now.mono
             elif record.attached_session in {"", hello.session} or self._may_take(
                 record, hello, now
             ):
@@ -101,7 +113,7 @@ class Attachments:
                             attached_session=hello.session,
                         )
                     )
-            else:
+            elif not self._may_be_dead(record):
                 self._refuse(attachment, record, out)
         if self.detaching is not None:
             session, generation = self.detaching
@@ -152,7 +164,7 @@ class Attachments:
     def _may_take(self, record: GroupRecord, hello: SessionOpen, now: Instant) -> bool:
         if hello.force:
             return True
-        if any(a.hello.session == record.attached_session for a in self.open.values()):
+        if self._holder_is_here(record):
             return False
         node, process = record.attached_node, record.attached_process
         if node == hello.node:
@@ -162,8 +174,23 @@ class Attachments:
         if node == self.ctx.node and process != self.ctx.process:
             return True
         known = self.ctx.nodes.get(node) if node is not None else None
-        # Its lease in the store is over. Should it live all the same, the generation fences it.
-        return bool(self.ctx.nodes) and (known is None or known.process != process)
+        if known is not None:
+            return known.process != process
+        # Should it live all the same, the generation fences it.
+        seen = self._holder_seen
+        return (
+            self._may_be_dead(record) and seen is not None and now.mono - seen > HOLDER_PATIENCE_S
+        )
+
+    def _holder_is_here(self, record: GroupRecord) -> bool:
+        return any(a.hello.session == record.attached_session for a in self.open.values())
+
+    def _may_be_dead(self, record: GroupRecord) -> bool:
+        """Whether nothing proves that the writer lives; an empty picture of nodes proves nothing."""
+        nodes = self.ctx.nodes
+        return (
+            bool(nodes) and record.attached_node not in nodes and not self._holder_is_here(record)
+        )
 
     def _refuse(self, attachment: Attachment, record: GroupRecord, out: list[Effect]) -> None:
         sentence = (
