@@ -100,6 +100,8 @@ class Attachments:
                 self._opened(attachment, 0 if hello.read_only else current, out)
                 if _holds(current, hello):
                     self._holder_seen = now.mono
+            elif _was_fenced(current, hello):
+                self._refuse(attachment, current, out)
             elif record.attached_session in {"", hello.session} or self._may_take(
                 record, hello, now
             ):
@@ -207,3 +209,12 @@ class Attachments:
 
 def _holds(record: GroupRecord, hello: SessionOpen) -> bool:
     return bool(hello.session) and record.attached_session == hello.session
+
+
+def _was_fenced(record: GroupRecord, hello: SessionOpen) -> bool:
+    """Whether another session has held the volume since `hello`'s did.
+
+    It must not come back, not even when the volume is free again: what it would send anew was asked
+    for before the other one's writes.
+    """
+    return 0 < hello.resume_generation != record.attachment_generation
