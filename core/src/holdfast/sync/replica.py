@@ -101,6 +101,8 @@ class ReplicaRole:
                 return
             if isinstance(message, EpochChange):
                 record = GroupRecord.from_bytes(message.record)
+                # Heartbeats to a copy begin when it joins; it has not been silent until then.
+                self.heard_since = now.mono
                 self._take_record(record, message.epoch, out)
                 if record.primary == ctx.copy:
                     self.promoted = True
