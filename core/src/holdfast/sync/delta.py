@@ -61,6 +61,7 @@ class SyncJob:
     """Tree nodes still to be compared: (level, indexes)."""
     mapping: bool = False
     """A map of the local holes is awaited, to learn what a fresh copy needs."""
+    map_asked: bool = False
     reading: tuple[int, int] | None = None
     """(first chunk, chunks) being read for sending."""
     sent_bytes: int = 0

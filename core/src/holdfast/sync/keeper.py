@@ -311,9 +311,6 @@ class Keeper:
         known = ctx.absent.get(leg.copy)
         if identity.fresh:
             leg.job = SyncJob.filling(size, now.mono)
-            token = ctx.token()
-            self._maps[token] = (leg, leg.job)
-            out.append(MapDisk(token))
         elif known is not None:
             how = "dirty-map" if not identity.suspects else "dirty-map and intent"
             leg.job = SyncJob.confirming(how, size, identity.suspects, known, now.mono)
@@ -321,6 +318,7 @@ class Keeper:
             leg.job = SyncJob.comparing(size, now.mono)
         before = Position(self.primary.next - 1)
         leg.restart_at(before)
+        leg.settled_at = ctx.disk.submitted
         leg.phase = Phase.STREAMING
         leg.process = identity.session
         leg.progress_at = now.mono
@@ -334,6 +332,15 @@ class Keeper:
         if job is None or leg.phase is not Phase.STREAMING or leg.fault is not None:
             return
         ctx = self.ctx
+        if ctx.disk.applied < leg.settled_at:
+            # What was written before the stream began does not travel in it; until it is on the
+            # local disk, that disk would compare equal to a copy that lacks it too.
+            return
+        if job.mapping and not job.map_asked:
+            job.map_asked = True
+            token = ctx.token()
+            self._maps[token] = (leg, job)
+            out.append(MapDisk(token))
         while (query := job.next_query(query_id := ctx.token())) is not None:
             level, indexes = query
             token = ctx.token()

@@ -80,6 +80,8 @@ class Leg:
     fault: tuple[FaultReason, str] | None = None
     wants_sync: bool = False
     """Presented itself while not in sync; the record is to say that it is syncing."""
+    settled_at: Position = Position(0)
+    """What the local disk must have applied before anything of it is compared or read for this leg."""
     queries: dict[int, int] = field(factory=dict)
     """Local disk token to query id of the job."""
     read_token: int | None = None
