@@ -41,6 +41,16 @@ def view_of(record: GroupRecord, spec: VolumeSpec, *, attached_anew: bool) -> Po
     )
 
 
+def missing_count(record: GroupRecord, spec: VolumeSpec, wall: float) -> int:
+    """Return how many copies are to be made now; a lost one is waited for as long as `spec` says."""
+    others = [m for m in record.members if m.copy != record.primary]
+    missing = spec.replicas - sum(1 for m in others if m.state is not CopyState.OFFLINE)
+    for member in others:
+        if member.state is CopyState.OFFLINE:
+            missing -= wall - member.since < spec.member_missing_timeout_s
+    return missing
+
+
 @define
 class Healing:
     """Decides what the group record should be; owned by the primary."""
@@ -177,15 +187,8 @@ class Healing:
         nodes = ctx.nodes
         if ctx.spec.deleting or not self.primary.serving:
             return record
-        others = [m for m in record.members if m.copy != record.primary]
-        online = [m for m in others if m.state is not CopyState.OFFLINE]
-        offline = [m for m in others if m.state is CopyState.OFFLINE]
-        missing = ctx.spec.replicas - len(online)
-        patience = ctx.spec.member_missing_timeout_s
-        if patience > 0:
-            missing -= sum(1 for m in offline if now.wall - m.since < patience)
         taken = {m.node for m in record.members} | self.evicted
-        for _ in range(missing):
+        for _ in range(missing_count(record, ctx.spec, now.wall)):
             self.placement = place(
                 nodes,
                 size_bytes=ctx.spec.size_bytes,

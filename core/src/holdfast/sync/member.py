@@ -15,13 +15,10 @@ import enum
 import errno
 from typing import cast
 
-import attrs
 from attrs import define, field
 
-from holdfast.errors import FaultReason
 from holdfast.messages import (
     Ack,
-    CopyFailed,
     Reply,
     RequestKind,
     Requests,
@@ -33,6 +30,7 @@ from holdfast.sync import events as ev
 from holdfast.sync import membership
 from holdfast.sync.attachments import Attachments
 from holdfast.sync.context import Context
+from holdfast.sync.departure import Departure
 from holdfast.sync.events import Effect, Event, Instant, LinkId
 from holdfast.sync.healing import Healing, PolicyOf
 from holdfast.sync.keeper import Keeper
@@ -40,11 +38,9 @@ from holdfast.sync.leg import Phase
 from holdfast.sync.primary import PrimaryRole
 from holdfast.sync.replica import ReplicaRole, StreamMessage
 from holdfast.sync.verify import VerifyJob
-from holdfast.units import CopyId
 
 BUSY_TICK_S = 0.05
 IDLE_TICK_S = 0.5
-STOP_PATIENCE_S = 5.0
 _READING = frozenset({RequestKind.READ, RequestKind.EXTENTS, RequestKind.FLUSH})
 
 
@@ -80,10 +76,7 @@ class GroupMember:
     _unsure: bool = False
     """The outcome of the compare-and-set is unknown; the record is being read."""
     _reading: bool = False
-    _stopping_since: float | None = None
-    _stop_in_place: bool = False
-    _handover: ev.Handover | None = None
-    _handover_since: float = 0.0
+    departure: Departure = field(init=False)
     _forced: bool = False
     _publish_suspect: bool = False
     _retry_at: float = 0.0
@@ -92,6 +85,7 @@ class GroupMember:
     def __attrs_post_init__(self) -> None:
         """Begin as a replica; the first `Tick` decides whether that is right."""
         self.replica = ReplicaRole(self.ctx, heard_since=self.started_at)
+        self.departure = Departure(self)
         mine = self.ctx.me
         self._publish_suspect = (
             self.ctx.rebooted
@@ -220,8 +214,7 @@ class GroupMember:
                 if event.epoch > ctx.epoch:
                     self._read_record(out)
             case ev.Handover():
-                self._handover = event
-                self._handover_since = now.mono
+                self.departure.hand_over(event, now)
             case ev.Evict():
                 if self.healing is not None:
                     self.healing.evicted.add(event.node)
@@ -238,9 +231,7 @@ class GroupMember:
                 self._forced = True
                 self.replica.heard_since = float("-inf")
             case ev.Stop():
-                if self._stopping_since is None:
-                    self._stopping_since = now.mono
-                    self._stop_in_place = not event.handover
+                self.departure.begin_stop(event, now)
             case _:
                 raise AssertionError(event)
         self._settle(now, out)
@@ -253,8 +244,8 @@ class GroupMember:
 
     def _settle(self, now: Instant, out: list[Effect]) -> None:
         if self.role in {Role.REMOVED, Role.STOPPED, Role.FAILED}:
-            if self.role is Role.FAILED and self._stopping_since is not None:
-                self._stop(out)
+            if self.role is Role.FAILED and self.departure.stopping:
+                self.departure.rest(out)
             self._next_tick = now.mono + IDLE_TICK_S
             return
         if self.primary is not None:
@@ -279,7 +270,7 @@ class GroupMember:
         primary.advance(now, out)
         primary.release(now, out)
         primary.tell_commit(now, out)
-        self._prepare_handover(now, out)
+        self.departure.advance(now, out)
         if self.wanted is None and not self._reading and self.role is Role.PRIMARY:
             if primary.serving or any(leg.fault for leg in primary.legs.values()):
                 desired = self._desired(now, out)
@@ -290,12 +281,9 @@ class GroupMember:
         primary, healing = self.primary, self.healing
         assert primary is not None
         assert healing is not None
-        target = self._handover_target()
-        if self._handover is not None and target is not None and self._drained():
-            primary.stopped = True
-            return membership.hand_over(
-                self.ctx.record, target, leave=self._handover.leave, wall=now.wall
-            )
+        handed_over = self.departure.desired(now)
+        if handed_over is not None:
+            return handed_over
         if not primary.serving:
             return healing.drop_faulty(self.ctx.record, now)
         return healing.desired(now, out)
@@ -325,8 +313,8 @@ class GroupMember:
     def _settle_replica(self, now: Instant, out: list[Effect]) -> None:
         ctx, replica = self.ctx, self.replica
         replica.on_progress(out)
-        if self._stopping_since is not None:
-            self._leave(now, out)
+        if self.departure.stopping:
+            self.departure.leave(now, out)
             return
         if self._reading or self.wanted is not None:
             return
@@ -535,12 +523,9 @@ class GroupMember:
             leg.close("stepped down", out)
         ctx.peers.revoke(ctx.record.volume)
         ctx.note("stepped-down", f"{ctx.node} is no longer primary: {why}.", out)
-        leaving = self._handover is not None and self._handover.leave
         self.primary = self.keeper = self.healing = None
-        self._handover = None
         self._follow(now)
-        if leaving and self._stopping_since is not None:
-            self._stop(out)
+        self.departure.on_stepped_down(out)
 
     def _on_disk_failed(self, event: ev.DiskFailed, out: list[Effect]) -> None:
         """R1: a copy whose disk fails is lost; a primary's group goes on without it."""
@@ -582,7 +567,7 @@ class GroupMember:
             refusal = ctx.refused(
                 "busy", "This copy has asked for the group and awaits the answer."
             )
-        elif self._stopping_since is not None:
+        elif self.departure.stopping:
             refusal = ctx.refused("stopping", "This node is stopping.")
         if refusal is not None:
             out.append(ev.Send(event.link, (refusal,)))
@@ -621,103 +606,16 @@ class GroupMember:
         if leg is not None:
             self.keeper.on_link_lost(leg, now, gone=event.gone, sentence=event.sentence, out=out)
 
-    # -- handover and stop ------------------------------------------------------------------------------
-
-    def _handover_target(self) -> CopyId | None:
-        if self._handover is None or self.primary is None:
-            return None
-        for leg in self.primary.legs.values():
-            if leg.in_sync and leg.equal and leg.phase is Phase.STREAMING and leg.fault is None:
-                if self._handover.node in {None, leg.node}:
-                    return leg.copy
-        return None
-
-    def _prepare_handover(self, now: Instant, out: list[Effect]) -> None:
-        primary = self.primary
-        assert primary is not None
-        if self._stopping_since is not None and self._handover is None:
-            if not self._stop_in_place and any(leg.in_sync for leg in primary.legs.values()):
-                self._handover = ev.Handover(None, leave=True)
-                self._handover_since = now.mono
-            elif primary.idle or now.mono - self._stopping_since > STOP_PATIENCE_S:
-                self._stop_primary(now, out)
-                return
-        if self._handover is None:
-            return
-        if not primary.draining:
-            primary.draining = True
-            primary.holds += 1
-        if now.mono - self._handover_since > STOP_PATIENCE_S and self.wanted is None:
-            self._abandon_handover(now, out)
-
-    def _drained(self) -> bool:
-        primary = self.primary
-        assert primary is not None
-        return (
-            primary.serving
-            and primary.idle
-            and self.ctx.disk.idle
-            and all(not leg.unacked for leg in primary.legs.values() if leg.in_sync)
-        )
-
-    def _abandon_handover(self, now: Instant, out: list[Effect]) -> None:
-        primary = self.primary
-        assert primary is not None
-        self._handover = None
-        primary.draining = primary.stopped = False
-        primary.holds -= 1
-        self.ctx.note("handover-failed", "No replica could take over; this node goes on.", out)
-        primary.release(now, out)
-        if self._stopping_since is not None:
-            self._stop_primary(now, out)
-
-    def _stop_primary(self, now: Instant, out: list[Effect]) -> None:
-        assert self.primary is not None
-        self.primary.attachments.close_all("not-primary", "This node is stopping.", out)
-        for leg in self.primary.legs.values():
-            leg.close("stopping", out)
-        self.ctx.peers.revoke(self.ctx.record.volume)
-        self.primary = self.keeper = self.healing = None
-        self._stop(out)
-
-    def _leave(self, now: Instant, out: list[Effect]) -> None:
-        """A replica tells the primary, then waits a moment for the record to say so."""
-        replica = self.replica
-        assert self._stopping_since is not None
-        if self._stop_in_place:
-            self._stop(out)
-            return
-        if replica.link is not None and not replica.leaving:
-            replica.leaving = True
-            failed = CopyFailed(self.ctx.epoch, FaultReason.REMOVED.value, "its node is stopping")
-            out.append(ev.Send(replica.link, (failed,)))
-        if replica.link is None or now.mono - self._stopping_since > 1.0:
-            self._stop(out)
-
-    def _stop(self, out: list[Effect]) -> None:
-        ctx = self.ctx
-        ctx.peers.unfollow(ctx.record.volume)
-        for copy, bitmap in ctx.absent.items():
-            out.append(ev.SaveDirty(copy, bitmap.to_bytes()))
-        clean = (
-            self.role is not Role.FAILED
-            and ctx.disk.idle
-            and not ctx.disk.window
-            and not ctx.disk.pinned
-        )
+    def end(self) -> None:
+        """The member is at rest; it takes no event any more."""
         self.role = Role.STOPPED
-        out.append(
-            ev.Stopped(
-                attrs.evolve(
-                    ctx.superblock,
-                    applied=ctx.disk.applied,
-                    durable=ctx.disk.applied if clean else ctx.disk.durable,
-                    clean=clean,
-                )
-            )
-        )
 
     # -- time -------------------------------------------------------------------------------------------
+
+    @property
+    def waits_for_store(self) -> bool:
+        """Whether a change of the record was asked for and the store has not answered."""
+        return self._unsure
 
     @property
     def deadline(self) -> float:
@@ -725,7 +623,7 @@ class GroupMember:
         return self._next_tick
 
     def _tick_after(self, now: Instant) -> float:
-        if self._stopping_since is not None or self._handover is not None:
+        if self.departure.under_way:
             return BUSY_TICK_S
         primary = self.primary
         if primary is None:

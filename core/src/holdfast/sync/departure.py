@@ -1,0 +1,178 @@
+"""Planned change: handing the primary over, and coming to rest when the node stops.
+
+A handover needs no lease to run out. Writes are held, what is under way is acknowledged, and one
+compare-and-set names the new primary while every copy is known to be equal; the epoch change on the
+stream tells it. A node that stops hands its primaries over and leaves the in-sync sets first, so that
+nobody waits for its silence.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+from attrs import define
+
+from holdfast.errors import FaultReason
+from holdfast.messages import CopyFailed
+from holdfast.model import GroupRecord
+from holdfast.sync import membership
+from holdfast.sync.events import Effect, Handover, Instant, SaveDirty, Send, Stop, Stopped
+from holdfast.sync.leg import Phase
+from holdfast.units import CopyId
+
+if TYPE_CHECKING:
+    from holdfast.sync.member import GroupMember
+
+STOP_PATIENCE_S = 5.0
+"""How long a handover may take before the primary goes on, or stops all the same."""
+LEAVE_PATIENCE_S = 1.0
+"""How long a stopping replica waits for the record to say that it has left."""
+
+
+@define
+class Departure:
+    """The planned changes of one member."""
+
+    member: GroupMember
+    handover: Handover | None = None
+    _handover_since: float = 0.0
+    _stopping_since: float | None = None
+    _in_place: bool = False
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the node is stopping."""
+        return self._stopping_since is not None
+
+    @property
+    def under_way(self) -> bool:
+        """Whether there is anything to wait for."""
+        return self.handover is not None or self._stopping_since is not None
+
+    def hand_over(self, event: Handover, now: Instant) -> None:
+        """An operator wants another copy to be primary."""
+        if self.member.primary is not None:
+            self.handover = event
+            self._handover_since = now.mono
+
+    def begin_stop(self, event: Stop, now: Instant) -> None:
+        """The node stops."""
+        if self._stopping_since is None:
+            self._stopping_since = now.mono
+            self._in_place = not event.handover
+
+    def advance(self, now: Instant, out: list[Effect]) -> None:
+        """Begin or give up what a primary has to do."""
+        primary = self.member.primary
+        assert primary is not None
+        if self._stopping_since is not None and self.handover is None:
+            if not self._in_place and any(leg.in_sync for leg in primary.legs.values()):
+                self.handover = Handover(None, leave=True)
+                self._handover_since = now.mono
+            elif primary.idle or now.mono - self._stopping_since > STOP_PATIENCE_S:
+                self._stop_primary(out)
+                return
+        if self.handover is None:
+            return
+        if not primary.draining:
+            primary.draining = True
+            primary.holds += 1
+        if now.mono - self._handover_since > STOP_PATIENCE_S and self.member.wanted is None:
+            self._abandon(now, out)
+
+    def desired(self, now: Instant) -> GroupRecord | None:
+        """Return the record that hands over, once nothing is under way; None: not yet, or no need."""
+        target = self._target()
+        primary = self.member.primary
+        if self.handover is None or target is None or primary is None or not self._drained():
+            return None
+        primary.stopped = True
+        return membership.hand_over(
+            self.member.ctx.record, target, leave=self.handover.leave, wall=now.wall
+        )
+
+    def on_stepped_down(self, out: list[Effect]) -> None:
+        """The primary has become a replica, by its own wish or not."""
+        handover, self.handover = self.handover, None
+        if handover is not None and handover.leave and self._stopping_since is not None:
+            self.rest(out)
+
+    def leave(self, now: Instant, out: list[Effect]) -> None:
+        """A replica tells the primary, then waits a moment for the record to say so."""
+        member, replica = self.member, self.member.replica
+        assert self._stopping_since is not None
+        if self._in_place:
+            self.rest(out)
+            return
+        if replica.link is not None and not replica.leaving:
+            replica.leaving = True
+            reason = FaultReason.REMOVED.value
+            failed = CopyFailed(member.ctx.epoch, reason, "its node is stopping")
+            out.append(Send(replica.link, (failed,)))
+        if replica.link is None or now.mono - self._stopping_since > LEAVE_PATIENCE_S:
+            self.rest(out)
+
+    def rest(self, out: list[Effect]) -> None:
+        """Come to rest: dirty maps first, then the superblock, clean if nothing is suspect."""
+        member = self.member
+        ctx, disk = member.ctx, member.ctx.disk
+        ctx.peers.unfollow(ctx.record.volume)
+        for copy, bitmap in ctx.absent.items():
+            out.append(SaveDirty(copy, bitmap.to_bytes()))
+        clean = not member.failure and disk.idle and not disk.window and not disk.pinned
+        member.end()
+        out.append(
+            Stopped(
+                attrs.evolve(
+                    ctx.superblock,
+                    applied=disk.applied,
+                    durable=disk.applied if clean else disk.durable,
+                    clean=clean,
+                )
+            )
+        )
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _target(self) -> CopyId | None:
+        primary = self.member.primary
+        if self.handover is None or primary is None:
+            return None
+        for leg in primary.legs.values():
+            if leg.in_sync and leg.equal and leg.phase is Phase.STREAMING and leg.fault is None:
+                if self.handover.node in {None, leg.node}:
+                    return leg.copy
+        return None
+
+    def _drained(self) -> bool:
+        primary = self.member.primary
+        assert primary is not None
+        return (
+            primary.serving
+            and primary.idle
+            and self.member.ctx.disk.idle
+            and all(not leg.unacked for leg in primary.legs.values() if leg.in_sync)
+        )
+
+    def _abandon(self, now: Instant, out: list[Effect]) -> None:
+        primary = self.member.primary
+        assert primary is not None
+        self.handover = None
+        primary.draining = primary.stopped = False
+        primary.holds -= 1
+        note = "No replica could take over; this node goes on."
+        self.member.ctx.note("handover-failed", note, out)
+        primary.release(now, out)
+        if self._stopping_since is not None:
+            self._stop_primary(out)
+
+    def _stop_primary(self, out: list[Effect]) -> None:
+        member, primary = self.member, self.member.primary
+        assert primary is not None
+        primary.attachments.close_all("not-primary", "This node is stopping.", out)
+        for leg in primary.legs.values():
+            leg.close("stopping", out)
+        member.ctx.peers.revoke(member.ctx.record.volume)
+        member.primary = member.keeper = member.healing = None
+        self.rest(out)
