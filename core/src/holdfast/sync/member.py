@@ -73,6 +73,8 @@ class GroupMember:
     """Why the role is FAILED."""
     wanted: GroupRecord | None = None
     """The record of the compare-and-set under way."""
+    _notes: list[ev.Note] = field(factory=list)
+    """What is to be told when it has been won."""
     _unsure: bool = False
     """The outcome of the compare-and-set is unknown; the record is being read."""
     _reading: bool = False
@@ -273,8 +275,13 @@ class GroupMember:
         self.departure.advance(now, out)
         if self.wanted is None and not self._reading and self.role is Role.PRIMARY:
             if primary.serving or any(leg.fault for leg in primary.legs.values()):
-                desired = self._desired(now, out)
+                effects: list[Effect] = []
+                desired = self._desired(now, effects)
+                # What is told of a change is told once it has come to pass.
+                notes = [effect for effect in effects if isinstance(effect, ev.Note)]
+                out.extend(effect for effect in effects if not isinstance(effect, ev.Note))
                 if desired != self.ctx.record and now.mono >= self._retry_at:
+                    self._notes = notes
                     self._ask(desired, out)
 
     def _desired(self, now: Instant, out: list[Effect]) -> GroupRecord:
@@ -400,6 +407,9 @@ class GroupMember:
         """The record is what this member asked for."""
         ctx = self.ctx
         before = ctx.record
+        if self.role is Role.FAILED:
+            ctx.record, ctx.version = record, version
+            return
         ctx.adopt(record, version, out)
         if self.primary is None:
             if record.primary == ctx.copy and record.epoch > before.epoch:
@@ -431,7 +441,12 @@ class GroupMember:
         """Somebody else wrote this record, or nobody did and we only looked."""
         ctx = self.ctx
         if record is None or (record.find(ctx.copy) is None and version > ctx.version):
-            self._on_removed(now, out)
+            why = "the volume is deleted" if record is None else "the group has replaced its copy"
+            self._on_removed(why, now, out)
+            return
+        if self.role is Role.FAILED:
+            # Whoever leads the group now, this copy follows nobody until it is opened anew.
+            ctx.record, ctx.version = record, version
             return
         if self.primary is not None:
             if record.primary != ctx.copy or record.epoch > ctx.record.epoch:
@@ -465,7 +480,8 @@ class GroupMember:
             self._follow(now)
             return
         if ctx.record.primary == ctx.copy:
-            ctx.note("standing", f"{ctx.node} takes its group up again.", out)
+            again = "begins to serve" if ctx.record.epoch == 1 else "takes its group up again"
+            ctx.note("standing", f"{ctx.node} {again}.", out)
         else:
             silent = ctx.record.primary_member.node
             ctx.note("standing", f"{ctx.node} takes over from {silent}, which is silent.", out)
@@ -480,10 +496,10 @@ class GroupMember:
         epoch = max(ctx.epoch, ctx.record.epoch)
         ctx.peers.follow(ctx.record.volume, epoch, ctx.record.primary_member.node)
 
-    def _on_removed(self, now: Instant, out: list[Effect]) -> None:
+    def _on_removed(self, why: str, now: Instant, out: list[Effect]) -> None:
         """The record proves this copy superseded, or the volume deleted."""
         if self.primary is not None:
-            self._step_down(now, out, "the volume is deleted")
+            self._step_down(now, out, why)
         if self.replica.link is not None:
             out.append(ev.CloseLink(self.replica.link, "the copy was removed"))
             self.replica.on_link_lost()
