@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 import errno
+from collections.abc import Sequence
 from typing import cast
 
 from attrs import define, field
@@ -73,7 +74,7 @@ class GroupMember:
     """Why the role is FAILED."""
     wanted: GroupRecord | None = None
     """The record of the compare-and-set under way."""
-    _notes: list[ev.Note] = field(factory=list)
+    _notes: Sequence[ev.Note] = ()
     """What is to be told when it has been won."""
     _unsure: bool = False
     """The outcome of the compare-and-set is unknown; the record is being read."""
@@ -281,8 +282,7 @@ class GroupMember:
                 notes = [effect for effect in effects if isinstance(effect, ev.Note)]
                 out.extend(effect for effect in effects if not isinstance(effect, ev.Note))
                 if desired != self.ctx.record and now.mono >= self._retry_at:
-                    self._notes = notes
-                    self._ask(desired, out)
+                    self._ask(desired, out, notes)
 
     def _desired(self, now: Instant, out: list[Effect]) -> GroupRecord:
         primary, healing = self.primary, self.healing
@@ -362,8 +362,9 @@ class GroupMember:
 
     # -- the record -----------------------------------------------------------------------------------
 
-    def _ask(self, record: GroupRecord, out: list[Effect]) -> None:
+    def _ask(self, record: GroupRecord, out: list[Effect], notes: Sequence[ev.Note] = ()) -> None:
         self.wanted = record
+        self._notes = notes
         out.append(ev.CompareAndSet(record, self.ctx.version))
 
     def _read_record(self, out: list[Effect]) -> None:
@@ -410,6 +411,8 @@ class GroupMember:
         if self.role is Role.FAILED:
             ctx.record, ctx.version = record, version
             return
+        out.extend(self._notes)
+        self._notes = ()
         ctx.adopt(record, version, out)
         if self.primary is None:
             if record.primary == ctx.copy and record.epoch > before.epoch:
