@@ -484,11 +484,11 @@ class GroupMember:
             return
         if ctx.record.primary == ctx.copy:
             again = "begins to serve" if ctx.record.epoch == 1 else "takes its group up again"
-            ctx.note("standing", f"{ctx.node} {again}.", out)
+            sentence = f"{ctx.node} {again}."
         else:
             silent = ctx.record.primary_member.node
-            ctx.note("standing", f"{ctx.node} takes over from {silent}, which is silent.", out)
-        self._ask(promoted, out)
+            sentence = f"{ctx.node} takes over from {silent}, which is silent."
+        self._ask(promoted, out, (ev.Note("promoted", sentence),))
 
     def _follow(self, now: Instant) -> None:
         """Be a replica of whoever the record names."""
