@@ -69,6 +69,24 @@ class FakeService:
     async def own_volume(self, name: str) -> Json:
         return await self.volume(name)
 
+    async def explain(self, name: str) -> Json:
+        status = await self.volume(name)
+        return {
+            "name": name,
+            "health": status["health"],
+            "access": status["access"],
+            "policy": status["policy"],
+            "since": 1.0,
+            "told_by": "primary",
+            "why": ["The copy on n2 is offline."],
+            "doing": ["A replacement is synced."],
+            "next": [{"at": time.time() + 30.5, "sentence": "Access becomes read-only."}],
+            "help": [{"sentence": "Start n2.", "command": "holdfast node start n2"}],
+        }
+
+    async def own_explain(self, name: str) -> Json:
+        return await self.explain(name)
+
     async def own_events(self, name: str) -> Sequence[Json]:
         return [event async for event in self.events(name, follow=False)]
 

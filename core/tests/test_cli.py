@@ -278,3 +278,14 @@ def test_a_closed_pipe_ends_quietly(socket: Path) -> None:
     )
     os.close(write)
     assert (done.returncode != 0, done.stderr) == (True, b"")
+
+
+def test_explain_tells_why_what_comes_and_what_helps(holdfast: Command) -> None:
+    holdfast("volume", "create", "db", "--size", "1GiB")
+    page = holdfast("explain", "db").out
+    assert "Volume db is healthy, access read-write, since 1970-01-01" in page
+    assert "The copy on n2 is offline." in page
+    assert "(in 30 s): Access becomes" in page.replace("\n", " ")
+    assert "holdfast node start n2" in page
+    assert holdfast("--json", "explain", "db").json["help"][0]["command"]
+    assert holdfast("explain", "nothing").code == 5

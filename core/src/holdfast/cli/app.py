@@ -18,7 +18,7 @@ from typing import Annotated, Any, Protocol, runtime_checkable
 import typer
 
 from holdfast import __version__
-from holdfast.cli import cluster, config, demo, doctor, node, plugin, volume
+from holdfast.cli import cluster, config, demo, doctor, explain, node, plugin, volume
 from holdfast.cli.context import Context
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.node.control_errors import to_json
@@ -44,6 +44,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 cluster.add_to(app)
+explain.add_to(app)
 app.add_typer(volume.app)
 app.add_typer(node.app)
 app.add_typer(plugin.app)

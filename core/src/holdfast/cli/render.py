@@ -206,6 +206,42 @@ def event_line(event: Json) -> Text:
     return line
 
 
+def explanation(told: Json, now: float) -> RenderableType:
+    """Return why a volume is as it is; `now` is in Unix seconds."""
+    head = Text(f"Volume {told['name']} is ")
+    head.append_text(word(told["health"]))
+    head.append(", access ")
+    head.append_text(word(told["access"]))
+    if told["since"] is not None:
+        head.append(f", since {_moment(told['since'], now)}", style=_DIM)
+    if told["told_by"] == "record":
+        head.append(" (told by the group record; its primary cannot be asked)", style=_DIM)
+    parts: list[RenderableType] = [head]
+    coming = [
+        ("" if each["at"] is None else f"{_moment(each['at'], now)}: ") + each["sentence"]
+        for each in told["next"]
+    ]
+    sections = [("Why", told["why"]), ("Now", told["doing"]), ("Next", coming)]
+    for title, sentences in sections:
+        if sentences:
+            parts.append(Text(f"\n{title}", style="bold"))
+            parts += [Padding(Text(each), (0, 0, 0, 2)) for each in sentences]
+    if told["help"]:
+        parts.append(Text("\nWhat would help", style="bold"))
+    for each in told["help"]:
+        parts.append(Padding(Text(each["sentence"]), (0, 0, 0, 2)))
+        if each["command"]:
+            parts.append(Padding(Text(each["command"], style="cyan"), (0, 0, 0, 6)))
+    return Group(*parts)
+
+
+def _moment(at: float, now: float) -> str:
+    clock = dt.datetime.fromtimestamp(at).astimezone()
+    away = duration(abs(at - now))
+    distance = f"in {away}" if at > now else f"{away} ago"
+    return f"{clock:%Y-%m-%d %H:%M:%S} ({distance})"
+
+
 @contextmanager
 def live() -> Iterator[Live]:
     """Open a view that is drawn in place until the context ends."""

@@ -206,6 +206,7 @@ class _Routes:
             ("PATCH", volume, self._change),
             ("DELETE", volume, self._delete),
             ("GET", f"{volume}/events", self._events),
+            ("GET", f"{volume}/explain", self._explain),
             ("POST", f"{volume}/verify", self._verify),
             ("POST", f"{volume}/promote", self._promote),
             ("POST", f"{volume}/move", self._move),
@@ -263,6 +264,11 @@ class _Routes:
         # Asked first, so that a wrong name is a 404 and not a line in a stream.
         await self._service.volume(name)
         return _Lines(self._service.events(name, follow=_flag(request, "follow")), self._leaving)
+
+    async def _explain(self, request: Request) -> Response:
+        if _flag(request, "own"):
+            return JSONResponse(await self._service.own_explain(_name(request)))
+        return JSONResponse(await self._service.explain(_name(request)))
 
     async def _verify(self, request: Request) -> Response:
         name = _name(request)

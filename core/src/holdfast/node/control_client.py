@@ -103,6 +103,14 @@ class ControlClient:
         """Return the status of a volume as this node alone sees it."""
         return self.request("GET", f"{_path(name)}?own=1")
 
+    def explain(self, name: str) -> Json:
+        """Return why a volume is in its state, and what comes next."""
+        return self.request("GET", f"{_path(name)}/explain")
+
+    def own_explain(self, name: str) -> Json:
+        """Return the explanation that this node alone can give."""
+        return self.request("GET", f"{_path(name)}/explain?own=1")
+
     def own_events(self, name: str) -> list[Json]:
         """Return the events of a volume that this node itself has noted."""
         events = self.request("GET", f"{_path(name)}/events?own=1")["events"]

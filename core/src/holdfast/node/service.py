@@ -110,6 +110,21 @@ class NodeService(Protocol):
         """Return the status as this node alone sees it; other nodes ask the primary's for it."""
         ...
 
+    async def explain(self, name: str) -> Json:
+        """Explain a volume's state.
+
+        Returns:
+            `name`, `health`, `access`, `policy`, `since` (Unix seconds or None), `told_by`
+            (`primary`, or `record` when the primary cannot be asked), the sentences `why` and
+            `doing`, and `next` (of `at`, Unix seconds or None, and `sentence`) and `help` (of
+            `sentence` and `command`, which may be empty).
+        """
+        ...
+
+    async def own_explain(self, name: str) -> Json:
+        """Explain the state as this node alone sees it."""
+        ...
+
     async def own_events(self, name: str) -> Sequence[Json]:
         """Return the events that this node itself has noted, oldest first."""
         ...

@@ -19,10 +19,12 @@ from holdfast.kernel import registry
 from holdfast.kernel.config import provenance
 from holdfast.model import CopyState, GroupRecord, VolumeSpec
 from holdfast.node.control_client import ControlClient
+from holdfast.node.explain import explain
 from holdfast.node.pump import Pump
 from holdfast.node.service import Json, Sample, VolumeChanges, VolumeRequest
 from holdfast.node.status import volume_status
 from holdfast.sync import events as ev
+from holdfast.sync.member import GroupMember
 from holdfast.units import CHUNK_BYTES, NodeName
 
 if TYPE_CHECKING:
@@ -108,18 +110,32 @@ class Service:
         return await self._status(await self._node.directory.find(name))
 
     async def _status(self, spec: VolumeSpec) -> Json:
-        directory = self._node.directory
-        known = directory.groups.get(spec.id)
-        record = known[0] if known is not None else None
+        record, member = self._own(spec)
+        remote, silent = await self._told_by_primary(record, member, "volume", spec.name)
+        if remote is not None:
+            return remote
+        alive = self._node.directory.alive
+        return volume_status(spec, record, alive, member, silent=silent)
+
+    def _own(self, spec: VolumeSpec) -> tuple[GroupRecord | None, GroupMember | None]:
+        """Return the record in force, and the machine of its primary if that is here."""
+        record = self._node.consumer.group(spec.id)
         pump = self._node.hosting.pumps.get(spec.id)
-        member = None if pump is None or pump.member.primary is None else pump.member
-        if record is not None and member is None:
-            remote = await self._ask(record.primary_member.node, "volume", spec.name)
-            if remote is not None:
-                return cast("Json", remote)
-        if member is not None:
-            record = member.ctx.record
-        return volume_status(spec, record, directory.alive, member)
+        member = None if pump is None else pump.member
+        if member is not None and member.primary is not None:
+            return member.ctx.record, member
+        is_primary = member is not None and record is not None and member.ctx.copy == record.primary
+        return record, member if is_primary else None
+
+    async def _told_by_primary(
+        self, record: GroupRecord | None, member: GroupMember | None, call: str, name: str
+    ) -> tuple[Json | None, bool]:
+        """Return what the primary's node answers, and whether it certainly answers nothing."""
+        if record is None or member is not None:
+            return None, False
+        node = record.primary_member.node
+        remote = await self._ask(node, call, name)
+        return cast("Json | None", remote), remote is None and self._control_of(node) is not None
 
     async def _ask(self, node: NodeName, call: str, *arguments: object) -> Any:
         """Ask another node of this machine; None when it cannot be asked."""
@@ -143,14 +159,33 @@ class Service:
     async def own_volume(self, name: str) -> Json:
         """Return the status as this node sees it, without asking another."""
         spec = await self._node.directory.find(name)
-        directory = self._node.directory
-        pump = self._node.hosting.pumps.get(spec.id)
-        member = None if pump is None or pump.member.primary is None else pump.member
-        known = directory.groups.get(spec.id)
-        record = known[0] if known is not None else None
-        if member is not None:
-            record = member.ctx.record
-        return volume_status(spec, record, directory.alive, member)
+        record, member = self._own(spec)
+        return volume_status(spec, record, self._node.directory.alive, member)
+
+    async def explain(self, name: str) -> Json:
+        """Explain a volume's state, by the primary's node if that can be asked."""
+        spec = await self._node.directory.find(name)
+        record, member = self._own(spec)
+        remote, silent = await self._told_by_primary(record, member, "explain", name)
+        return self._explained(spec, silent=silent) if remote is None else remote
+
+    async def own_explain(self, name: str) -> Json:
+        """Explain a volume's state by what this node knows."""
+        return self._explained(await self._node.directory.find(name), silent=False)
+
+    def _explained(self, spec: VolumeSpec, *, silent: bool) -> Json:
+        node = self._node
+        record, member = self._own(spec)
+        return explain(
+            spec,
+            record,
+            node.directory.alive,
+            member,
+            node.policies.of(spec),
+            node.hosting.events.read(spec.id),
+            nodes_known=len(node.directory.nodes),
+            silent=silent,
+        )
 
     async def create_volume(self, request: VolumeRequest) -> tuple[Json, Sequence[str]]:
         """Make a volume; returns as soon as its primary serves it."""

@@ -22,6 +22,8 @@ def volume_status(
     record: GroupRecord | None,
     alive: dict[NodeName, NodeRecord],
     member: GroupMember | None,
+    *,
+    silent: bool = False,
 ) -> Json:
     """Return the status of a volume.
 
@@ -29,7 +31,8 @@ def volume_status(
         spec: Its specification.
         record: Its group record; None while it is being made.
         alive: The nodes whose leases live.
-        member: The primary's machine, when it is in this process.
+        member: The machine of the copy that is primary by the record, when it is in this process.
+        silent: The primary's node was asked and did not answer, whatever its lease says.
     """
     status: Json = {
         "name": spec.name,
@@ -53,7 +56,7 @@ def volume_status(
             "copies": [],
         }
     primary = record.primary_member
-    serving = primary.node in alive
+    serving = primary.node in alive and not silent
     if member is not None:
         serving = member.primary is not None and member.primary.serving
     health = health_of(record, spec) if serving else "offline"

@@ -6,7 +6,7 @@ one `Peers`, a pump for each copy, peer links, and the consumer sessions of its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -55,6 +55,8 @@ class Machine:
     boots: int = 1
     started: int = 0
     powered: bool = True
+    cordoned: bool = False
+    labels: Mapping[str, str] = field(factory=dict)
     copies: dict[VolumeId, CopyDisk] = field(factory=dict)
     process: Process | None = None
     down_until: float = 0.0
@@ -205,6 +207,8 @@ class Process:
             capacity_bytes=TIB,
             free_bytes=TIB,
             copies=0,
+            cordoned=self.machine.cordoned,
+            labels=self.machine.labels,
         )
         self.world.store.renew(self, record)
         self.world.after(SESSION_TTL_S / 3, self.run, self._renew)
