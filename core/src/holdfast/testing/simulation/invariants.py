@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from holdfast.testing.simulation.world import World
 
 _WRITES = frozenset({RequestKind.WRITE, RequestKind.DISCARD, RequestKind.ZERO})
+_STICKY = frozenset({"hard", "soft", "threshold"})
+"""Policies under which read-only is left by a new attachment alone."""
 _CHUNKS_PER_REGION = REGION_BYTES // CHUNK_BYTES
 _BLOCKS_PER_CHUNK = CHUNK_BYTES // BLOCK_BYTES
 
@@ -175,8 +177,12 @@ class Invariants:
             if disk.superblock.copy in joined:
                 disk.tainted = False
                 self.world.trace("joined", node, record.volume)
+        if joined:
+            self.checkpoint()
         if before.access is Access.READ_ONLY and record.access is Access.READ_WRITE:
-            if record.attachment_generation == before.attachment_generation:
+            spec = self.world.store.specs[record.volume]
+            sticky = spec.policy in _STICKY and not spec.policy_options.get("auto_resume")
+            if sticky and record.attachment_generation == before.attachment_generation:
                 raise Violation("I6", "a read-only volume became writable without an attachment")
 
     # -- checkpoints --------------------------------------------------------------------------------
