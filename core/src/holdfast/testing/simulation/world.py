@@ -18,7 +18,9 @@ from attrs import define, field, frozen
 from holdfast.interfaces.policy import PolicyView, Verdict
 from holdfast.messages import Request, RequestKind
 from holdfast.model import Access, CopyState, GroupRecord, Member, VolumeSpec
+from holdfast.sync.events import ForcePromote
 from holdfast.sync.healing import PolicyOf
+from holdfast.sync.member import Role
 from holdfast.sync.peers import Timing
 from holdfast.testing.simulation import history as hist
 from holdfast.testing.simulation.clock import Clock
@@ -244,7 +246,23 @@ class World:
             if self.now >= limit:
                 raise Violation("I7", self._unrest())
             self.run(self.now + 0.5)
+            if self.now > limit - REST_WITHIN_S + 20.0:
+                self._force_what_is_lost()
         self.invariants.at_rest()
+
+    def _force_what_is_lost(self) -> None:
+        """The operator's part: an in-sync copy is gone for good, and all others lost power."""
+        for volume, (record, _) in self.store.records.items():
+            disks = dict(self.invariants.in_sync_disks(record))
+            if len(disks) == len(record.in_sync) or not all(d.tainted for d in disks.values()):
+                continue
+            for name in disks:
+                process = self.machines[name].process
+                pump = None if process is None else process.pumps.get(volume)
+                if pump is not None and pump.member.role is Role.REPLICA:
+                    self.trace("forced", volume, name)
+                    pump.feed(ForcePromote())
+                    return
 
     def _unrest(self) -> str:
         parts = []
