@@ -39,10 +39,12 @@ from holdfast.kernel.toml_lines import parse
 __all__ = [
     "Chosen",
     "Config",
+    "ConsumerConfig",
     "Setting",
     "config_from_text",
     "describe_options",
     "load_config",
+    "load_consumer_config",
     "options_from_mapping",
     "options_from_strings",
     "options_to_mapping",
@@ -94,6 +96,15 @@ class Config:
 
 
 @attrs.frozen
+class ConsumerConfig:
+    """What a program needs to use the volumes of a cluster."""
+
+    cluster: ClusterOptions
+    state: Chosen
+    transport: Chosen
+
+
+@attrs.frozen
 class Setting:
     """One value in force."""
 
@@ -116,6 +127,31 @@ def load_config(path: str | Path, *, load: LoadDriver = registry.load) -> Config
         ConfigError: The file cannot be read, or what it says is not usable; see the module.
         DriverError: A driver that the defaults name is not usable.
     """
+    file, text = _read(path)
+    return config_from_text(text, source=str(file), folder=str(file.parent.absolute()), load=load)
+
+
+def load_consumer_config(path: str | Path, *, load: LoadDriver = registry.load) -> ConsumerConfig:
+    """Return what the file `path` says of cluster, state store and transport.
+
+    A node's own file will do, and so will one with nothing but `[cluster]`, `[state]` and
+    `[transport]`. The other sections are passed over: they say how a node runs.
+
+    Args:
+        path: The TOML file; relative file names in it count from its folder.
+        load: How drivers are found.
+
+    Raises:
+        ConfigError: As `load_config`.
+        DriverError: As `load_config`.
+    """
+    file, text = _read(path)
+    content, lines = parse(text, str(file))
+    where = Where(str(file), lines=lines, folder=str(file.parent.absolute()))
+    return _Reader(content, where, load).read_consumer()
+
+
+def _read(path: str | Path) -> tuple[Path, str]:
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8")
@@ -126,7 +162,7 @@ def load_config(path: str | Path, *, load: LoadDriver = registry.load) -> Config
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"The configuration {file} is not UTF-8 text: {error.reason}.") from error
-    return config_from_text(text, source=str(file), folder=str(file.parent.absolute()), load=load)
+    return file, text
 
 
 def config_from_text(
@@ -184,11 +220,7 @@ class _Reader:
         self._load = load
 
     def read(self) -> Config:
-        known = {name.partition(".")[0] for name in SECTIONS}
-        known |= DEFAULT_DRIVERS.keys() | {"frontend", "policy"}
-        for key in self._content:
-            if key not in known:
-                raise unknown_key(key, known, self._where)
+        self._check_sections()
         volumes = self._table(self._content, "volumes", self._where)
         for key in volumes:
             if key != "defaults":
@@ -207,6 +239,21 @@ class _Reader:
             source=self._where.source,
             lines=self._where.lines,
         )
+
+    def read_consumer(self) -> ConsumerConfig:
+        self._check_sections()
+        return ConsumerConfig(
+            cluster=self._own("cluster", ClusterOptions),
+            state=self._chosen("state"),
+            transport=self._chosen("transport"),
+        )
+
+    def _check_sections(self) -> None:
+        known = {name.partition(".")[0] for name in SECTIONS}
+        known |= DEFAULT_DRIVERS.keys() | {"frontend", "policy"}
+        for key in self._content:
+            if key not in known:
+                raise unknown_key(key, known, self._where)
 
     def _table(self, content: Mapping[str, Any], key: str, where: Where) -> Mapping[str, Any]:
         """Return the table under `key`, empty if there is none; raises `ConfigError` otherwise."""

@@ -14,9 +14,9 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import uvloop
 
@@ -44,6 +44,7 @@ from holdfast.node.heartbeats import Heartbeats
 from holdfast.node.hosting import Hosting
 from holdfast.node.pump import Pump
 from holdfast.node.service_impl import Service
+from holdfast.node.tasks import Tasks
 from holdfast.node.volumes import Policies, Volumes
 from holdfast.sync import events as ev
 from holdfast.sync.peers import Peers, Timing
@@ -76,6 +77,8 @@ class Node:
         self.record = NodeRecord(self.name, "", "")
         self.cordoned = config.node.cordoned
         self.hooks = load_hooks()
+        self.tasks = Tasks(self._on_failure)
+        self.failure: BaseException | None = None
         timing = config.timing
         self.peers = Peers(
             self.name,
@@ -87,7 +90,7 @@ class Node:
             process=self.process,
             store=store,
             transport=transport,
-            spawn=self.spawn,
+            spawn=self.tasks.spawn,
             on_store_error=self._on_store_error,
             on_group=self._on_group,
             on_spec=self._on_spec,
@@ -110,7 +113,7 @@ class Node:
             peers=self.peers,
             policy_of=self.policies.of,
             dial=self.consumer.dial,
-            spawn=self.spawn,
+            spawn=self.tasks.spawn,
             heard=self._kick,
             events=events,
         )
@@ -118,28 +121,17 @@ class Node:
             self.peers,
             PeerHello(self.cluster, self.name, self.process),
             self.consumer.dial,
-            self.spawn,
+            self.tasks.spawn,
             self._on_answer,
         )
-        self._tasks: set[asyncio.Task[None]] = set()
         self._state_session: StateSession | None = None
         self._told_store_error = ""
-        self.failure: BaseException | None = None
 
-    # -- tasks --------------------------------------------------------------------------------------
-
-    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine; an unexpected exception stops the node rather than going unseen."""
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._on_task_done)
-
-    def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("A task of the node failed; the node stops.", exc_info=error)
-            self.failure = error
-            self.stopping.set()
+    def _on_failure(self, error: BaseException) -> None:
+        """An unexpected exception stops the node rather than going unseen."""
+        _log.error("A task of the node failed; the node stops.", exc_info=error)
+        self.failure = error
+        self.stopping.set()
 
     # -- links --------------------------------------------------------------------------------------
 
@@ -193,9 +185,9 @@ class Node:
             self._state_session = await self.store.open_session(self.name, SESSION_TTL_S)
             await self._publish(listener.address, session=self.process)
             await self.directory.prime()
-            self.spawn(self._renew())
-            self.spawn(self.directory.run())
-            self.spawn(self._republish())
+            self.tasks.spawn(self._renew())
+            self.tasks.spawn(self.directory.run())
+            self.tasks.spawn(self._republish())
             await self.hosting.open_all()
             for name, chosen in self.config.frontends.items():
                 self.frontends[name] = await chosen.driver.open(chosen.options, self.consumer)
@@ -220,8 +212,7 @@ class Node:
             await self._publish(address, session="")
             if self._state_session is not None:
                 await self._state_session.end()
-        for task in list(self._tasks):
-            task.cancel()
+        await self.tasks.aclose()
 
     def _control_path(self) -> Path:
         if self.config.control.socket:

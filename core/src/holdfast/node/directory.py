@@ -86,13 +86,18 @@ class Directory:
 
     # -- watching -------------------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Watch until cancelled; an outage of the store is waited out."""
+    async def run(self, *, leases: bool = True) -> None:
+        """Watch until cancelled; an outage of the store is waited out.
+
+        Args:
+            leases: Whether to find out which nodes live; who only consumes need not know.
+        """
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._watch("spec/"))
             tasks.create_task(self._watch("group/"))
             tasks.create_task(self._watch("node/"))
-            tasks.create_task(self._watch_leases())
+            if leases:
+                tasks.create_task(self._watch_leases())
 
     async def prime(self) -> None:
         """Fill the picture once, before anything else looks at it."""
@@ -151,8 +156,10 @@ class Directory:
 
     async def _watch_leases(self) -> None:
         while True:
+            # Not `wait_for`: before Python 3.12 it forgets a cancellation that comes with the event.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), SESSION_POLL_S)
+                async with asyncio.timeout(SESSION_POLL_S):
+                    await self._look.wait()
             self._look.clear()
             try:
                 await self._look_at_leases()

@@ -1,10 +1,4 @@
-"""Volumes for programs: read and write a volume from Python, without a device or a server.
-
-`Volume` is for anyio code, `BlockingVolume` is its twin for scripts. Both wrap a session of a
-`VolumeProvider`, so a failover is a pause here too, never an error, unless the volume's policy or
-an I/O deadline says so. One future per call is spent here; who needs every microsecond talks to the
-session itself, in batches.
-"""
+"""One volume for a program, awaited or blocking; see the package for how to come by one."""
 
 from __future__ import annotations
 
