@@ -8,6 +8,7 @@ delta sync into a comparison of everything.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 
 import attrs
@@ -33,6 +34,7 @@ from holdfast.sync.peers import Peers
 from holdfast.units import CHUNK_BYTES, CopyId, Epoch, NodeName, chunks_of
 
 _CHUNK_SHIFT = CHUNK_BYTES.bit_length() - 1
+MAP_TAG_BYTES = 8
 
 
 @define
@@ -147,7 +149,7 @@ class Context:
                 bitmap = Bitmap(chunks_of(self.spec.size_bytes))
                 mark_extents(bitmap, self.disk.suspects(), self.spec.size_bytes)
                 self.keep_map(member.copy, bitmap, out)
-            elif member.state is CopyState.IN_SYNC:
+            elif member.state is CopyState.IN_SYNC or _is_another(old, member):
                 self.forget(member.copy, out)
         for copy in [c for c in self.absent if record.find(c) is None]:
             self.forget(copy, out)
@@ -158,7 +160,12 @@ class Context:
     def keep_map(self, copy: CopyId, bitmap: Bitmap, out: list[Effect]) -> None:
         """Keep `bitmap` as what `copy` has missed, in memory and on disk."""
         self.absent[copy] = bitmap
-        out.append(SaveDirty(copy, bitmap.to_bytes()))
+        self.save_map(copy, out)
+
+    def save_map(self, copy: CopyId, out: list[Effect]) -> None:
+        """Put the dirty map of `copy` on disk, behind a tag that names the absence it is about."""
+        tag = map_tag(self.record.find(copy))
+        out.append(SaveDirty(copy, tag + self.absent[copy].to_bytes()))
 
     def forget(self, copy: CopyId, out: list[Effect]) -> None:
         """Drop the dirty map of `copy`."""
@@ -179,8 +186,8 @@ class Context:
         """Unmark regions that were written long ago, after saving the maps that they stand for."""
         due = self.disk.clear_due(now.mono)
         if due:
-            for copy, bitmap in self.absent.items():
-                out.append(SaveDirty(copy, bitmap.to_bytes()))
+            for copy in self.absent:
+                self.save_map(copy, out)
             out.append(ClearRegions(due))
 
     # -- words ------------------------------------------------------------------------------------
@@ -192,3 +199,18 @@ class Context:
     def note(self, kind: str, sentence: str, out: list[Effect]) -> None:
         """Add a line to the volume's events."""
         out.append(Note(kind, sentence))
+
+
+def map_tag(member: Member | None) -> bytes:
+    """Return what a dirty map on disk begins with: which disk it is about, and which absence.
+
+    A copy that was made anew, or that came back and left again while this node was down, has missed
+    other things than a map from before says.
+    """
+    text = "" if member is None else f"{member.incarnation}/{member.left_epoch}"
+    return hashlib.blake2b(text.encode(), digest_size=MAP_TAG_BYTES).digest()
+
+
+def _is_another(old: Member | None, member: Member) -> bool:
+    """Whether the member's disk is another one than before (R8)."""
+    return old is not None and bool(old.incarnation) and old.incarnation != member.incarnation

@@ -17,7 +17,7 @@ from holdfast.errors import FaultReason
 from holdfast.messages import CopyFailed
 from holdfast.model import GroupRecord
 from holdfast.sync import membership
-from holdfast.sync.events import Effect, Handover, Instant, SaveDirty, Send, Stop, Stopped
+from holdfast.sync.events import Effect, Handover, Instant, Send, Stop, Stopped
 from holdfast.sync.leg import Phase
 from holdfast.units import CopyId
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 STOP_PATIENCE_S = 5.0
 """How long a handover may take before the primary goes on, or stops all the same."""
+VACATE_RETRY_S = 30.0
+"""How long a primary that is to go waits after a handover that failed; each holds writes."""
 LEAVE_PATIENCE_S = 1.0
 """How long a stopping replica waits for the record to say that it has left."""
 
@@ -39,6 +41,7 @@ class Departure:
     _handover_since: float = 0.0
     _stopping_since: float | None = None
     _in_place: bool = False
+    _vacate_at: float = 0.0
 
     @property
     def stopping(self) -> bool:
@@ -64,8 +67,14 @@ class Departure:
 
     def advance(self, now: Instant, out: list[Effect]) -> None:
         """Begin or give up what a primary has to do."""
-        primary = self.member.primary
+        primary, healing = self.member.primary, self.member.healing
         assert primary is not None
+        assert healing is not None
+        if not self.under_way and primary.serving and now.mono >= self._vacate_at:
+            successor = healing.successor()
+            if successor is not None:
+                self._vacate_at = now.mono + VACATE_RETRY_S
+                self.hand_over(Handover(successor, leave=False), now)
         if self._stopping_since is not None and self.handover is None:
             if not self._in_place and any(leg.in_sync for leg in primary.legs.values()):
                 self.handover = Handover(None, leave=True)
@@ -118,8 +127,8 @@ class Departure:
         member = self.member
         ctx, disk = member.ctx, member.ctx.disk
         ctx.peers.unfollow(ctx.record.volume)
-        for copy, bitmap in ctx.absent.items():
-            out.append(SaveDirty(copy, bitmap.to_bytes()))
+        for copy in ctx.absent:
+            ctx.save_map(copy, out)
         clean = not member.failure and disk.idle and not disk.window and not disk.pinned
         member.end()
         out.append(

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from holdfast.interfaces.copy import Superblock
 from holdfast.model import GroupRecord, VolumeSpec
 from holdfast.sync.bitmap import Bitmap
-from holdfast.sync.context import Context
+from holdfast.sync.context import MAP_TAG_BYTES, Context, map_tag
 from holdfast.sync.delta import mark_extents
 from holdfast.sync.disk import DiskQueue
 from holdfast.sync.healing import PolicyOf
@@ -73,7 +73,9 @@ def open_member(
     chunks = chunks_of(spec.size_bytes)
     absent: dict[CopyId, Bitmap] = {}
     for copy, raw in dirty_maps.items():
-        bitmap = Bitmap.from_bytes(raw, chunks)
+        if raw[:MAP_TAG_BYTES] != map_tag(record.find(copy)):
+            continue  # About another disk, or an earlier absence; the hash tree tells instead.
+        bitmap = Bitmap.from_bytes(raw[MAP_TAG_BYTES:], chunks)
         mark_extents(
             bitmap,
             [(region * REGION_BYTES, REGION_BYTES) for region in disk.pinned],
