@@ -147,6 +147,7 @@ def _check_register(
     events.sort(key=lambda event: event[0])
     states: set[tuple[Value, frozenset[int]]] = {(0, frozenset())}
     pending: dict[int, Access] = {}
+    rolled: list[tuple[int, set[Value]]] = []
     for at, what, access in events:
         if what == 0:
             assert access is not None
@@ -154,11 +155,10 @@ def _check_register(
             if not access.is_write:
                 states = {_with_reads(state, pending) for state in states}
         elif what == 2:
-            values = _survivors(accesses, at, flushes)
+            values = {*_survivors(accesses, at, flushes, rolled), *(value for value, _ in states)}
+            rolled.append((at, values))
             states = {
-                _with_reads((value, done), pending)
-                for old, done in states
-                for value in (*values, old)
+                _with_reads((value, done), pending) for _, done in states for value in values
             }
         else:
             assert access is not None
@@ -208,22 +208,30 @@ def _with_reads(
 
 
 def _survivors(
-    accesses: Iterable[Access], at: int, flushes: list[tuple[int, int]]
-) -> list[Value]:
-    """Return the values that a block may have after all copies lost power at `at` (I4)."""
+    accesses: Iterable[Access],
+    at: int,
+    flushes: list[tuple[int, int]],
+    rolled: list[tuple[int, set[Value]]],
+) -> set[Value]:
+    """Return the values that a block may have after all copies lost power at `at` (I4).
+
+    Args:
+        accesses: Everything that concerned the block.
+        at: When the power was lost.
+        flushes: The answered flushes, as (start, end).
+        rolled: What earlier losses may have left behind; as good as a write of that moment.
+    """
     flushed = max((start for start, end in flushes if end < at), default=-1)
     writes = [a for a in accesses if a.is_write and a.start < at]
     floor = max(
-        (
-            a.start
-            for a in writes
-            if a.end < flushed or (a.durable and a.end < at)
-        ),
-        default=-1,
+        (a.start for a in writes if a.end < flushed or (a.durable and a.end < at)), default=-1
     )
-    values: list[Value] = [a.value for a in writes if a.end >= floor]
+    values = {a.value for a in writes if a.end >= floor}
     if floor < 0:
-        values.append(0)
+        values.add(0)
+    for when, left in rolled:
+        if when >= floor:
+            values |= left
     return values
 
 

@@ -233,6 +233,8 @@ class Invariants:
                 continue
             if member.state is not CopyState.OFFLINE or disk.tainted or disk.rotten:
                 continue
+            if member.incarnation != disk.superblock.incarnation:
+                continue  # Made anew; the map is not used for it.
             known = self._known(record.volume, member.node, disk)
             known |= self._known(record.volume, node, pump.disk)
             for chunk in _differences(pump.disk, disk):

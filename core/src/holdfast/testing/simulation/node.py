@@ -56,6 +56,7 @@ class Machine:
     started: int = 0
     powered: bool = True
     cordoned: bool = False
+    draining: bool = False
     labels: Mapping[str, str] = field(factory=dict)
     copies: dict[VolumeId, CopyDisk] = field(factory=dict)
     process: Process | None = None
@@ -208,6 +209,7 @@ class Process:
             free_bytes=TIB,
             copies=0,
             cordoned=self.machine.cordoned,
+            draining=self.machine.draining,
             labels=self.machine.labels,
         )
         self.world.store.renew(self, record)
