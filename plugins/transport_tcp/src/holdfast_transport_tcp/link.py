@@ -8,11 +8,10 @@ is one attribute, `_deliver`; the handshake replaces it twice.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
-
-import structlog
 
 from holdfast.errors import (
     HoldfastError,
@@ -32,7 +31,8 @@ from holdfast_transport_tcp.options import TcpOptions
 from holdfast_transport_tcp.preface import Preface, Welcome
 from holdfast_transport_tcp.slab import Inbox, Shelf
 
-log = structlog.get_logger(__name__)
+# The standard library's, so that a program that uses volumes hears as much as it asks for.
+log = logging.getLogger("holdfast.transport.tcp")
 
 HELLOS = (Attach, SessionOpen, PeerHello)
 
@@ -132,7 +132,7 @@ class TcpLink(asyncio.BufferedProtocol):
         if not self._open:
             return
         self._stop()
-        log.debug("link closed", peer=self.peer, reason=reason)
+        log.debug("The link to %s is closed: %s", self.peer, reason)
         transport = self._transport
         assert transport is not None
         if transport.is_closing():
@@ -246,7 +246,7 @@ class TcpLink(asyncio.BufferedProtocol):
     def _violated(self, error: HoldfastError) -> None:
         """Close because of what the peer did; one line of log, whatever it sent."""
         self._room.counters.protocol_errors += 1
-        log.warning("connection closed", peer=self.peer, reason=error.message)
+        log.warning("The connection to %s is closed: %s", self.peer, error.message)
         self._lost(error)
         if self._transport is not None:
             self._transport.abort()
@@ -432,7 +432,7 @@ class AcceptedLink(TcpLink):
     def _refuse(self, welcome: Welcome) -> None:
         self._room.counters.connections_refused += 1
         log.warning(
-            "connection refused", peer=self.peer, code=welcome.refused, reason=welcome.sentence
+            "A connection of %s is refused (%s): %s", self.peer, welcome.refused, welcome.sentence
         )
         self._send_own(welcome)
         self.close(welcome.refused)
