@@ -198,8 +198,8 @@ class Keeper:
                 )
 
     def _fault(self, leg: Leg, reason: FaultReason, sentence: str) -> None:
-        if leg.fault is not None:
-            return
+        if leg.fault is not None or leg.state is CopyState.OFFLINE:
+            return  # A copy that is offline already is only tried again.
         leg.fault = (reason, sentence)
         leg.joining = False
         self.review = True
@@ -257,6 +257,10 @@ class Keeper:
                 self.drive(leg, now, out)
         elif isinstance(message, CopyFailed):
             self._fault(leg, FaultReason(message.reason), message.sentence)
+            if leg.state is CopyState.OFFLINE:
+                leg.close("it has failed", out)
+                leg.wants_sync = False
+                leg.retry_at = now.mono + RETRY_OFFLINE_S
         elif isinstance(message, Refused):
             self._on_refused(leg, message, now, out)
         else:
