@@ -31,6 +31,7 @@ from holdfast.sync.events import (
     SaveSuperblock,
 )
 from holdfast.sync.peers import Peers
+from holdfast.sync.placement import ScoreOf
 from holdfast.units import CHUNK_BYTES, CopyId, Epoch, NodeName, chunks_of
 
 _CHUNK_SHIFT = CHUNK_BYTES.bit_length() - 1
@@ -60,6 +61,8 @@ class Context:
     """The machine restarted as well: what was not flushed may be gone."""
     fresh: bool
     """Made by this process, nothing but zeros, and never synced since."""
+    score_of: ScoreOf | None = None
+    """Points of placement hooks for a node; None: there are none."""
     absent: dict[CopyId, Bitmap] = field(factory=dict)
     """For copies that left while this one was in sync: every chunk that they may have missed."""
     nodes: Mapping[NodeName, NodeRecord] = field(factory=dict)

@@ -8,18 +8,19 @@ next evaluation asks for whatever is still wanted (level-triggered, as StorageOS
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import attrs
 from attrs import define, field
 
 from holdfast.errors import FaultReason
 from holdfast.interfaces.policy import Policy, PolicyView, Verdict
-from holdfast.model import Access, CopyState, GroupRecord, Member, VolumeSpec
+from holdfast.model import Access, CopyState, GroupRecord, Member, NodeRecord, VolumeSpec
 from holdfast.sync import membership
 from holdfast.sync.context import Context
 from holdfast.sync.events import Assign, Effect, Instant
-from holdfast.sync.placement import Placement, place
+from holdfast.sync.leg import Phase
+from holdfast.sync.placement import SPREAD_LABEL, Placement, place
 from holdfast.sync.primary import PrimaryRole
 from holdfast.units import CopyId, NodeName, format_size
 
@@ -41,10 +42,23 @@ def view_of(record: GroupRecord, spec: VolumeSpec, *, attached_anew: bool) -> Po
     )
 
 
-def missing_count(record: GroupRecord, spec: VolumeSpec, wall: float) -> int:
+def leaving(record: GroupRecord, nodes: Mapping[NodeName, NodeRecord]) -> frozenset[CopyId]:
+    """Return the copies that are to go as soon as others hold what they hold."""
+    return frozenset(
+        m.copy
+        for m in record.members
+        if m.leaving or ((node := nodes.get(m.node)) is not None and node.draining)
+    )
+
+
+def missing_count(
+    record: GroupRecord, spec: VolumeSpec, nodes: Mapping[NodeName, NodeRecord], wall: float
+) -> int:
     """Return how many copies are to be made now; a lost one is waited for as long as `spec` says."""
-    others = [m for m in record.members if m.copy != record.primary]
-    missing = spec.replicas - sum(1 for m in others if m.state is not CopyState.OFFLINE)
+    going = leaving(record, nodes)
+    others = [m for m in record.members if m.copy not in {record.primary, *going}]
+    wanted = spec.replicas + (record.primary in going)
+    missing = wanted - sum(1 for m in others if m.state is not CopyState.OFFLINE)
     for member in others:
         if member.state is CopyState.OFFLINE:
             missing -= wall - member.since < spec.member_missing_timeout_s
@@ -63,7 +77,7 @@ class Healing:
     wanted_nodes: set[NodeName] = field(factory=set)
     """Nodes on which an operator wants a copy, beyond the declared number until it is in sync."""
     moves: dict[NodeName, NodeName] = field(factory=dict)
-    """Source to target of planned moves."""
+    """Source to target of moves that are asked for and not yet in the record."""
     verdict: Verdict | None = None
     placement: Placement | None = None
     """The last search for a node, with its reasons."""
@@ -113,11 +127,6 @@ class Healing:
 
     def _remove(self, record: GroupRecord, out: list[Effect]) -> GroupRecord:
         """Take out what is surplus: offline copies first, then syncing, then in sync."""
-        for source, target in list(self.moves.items()):
-            arrived = record.on_node(target)
-            if arrived is not None and arrived.state is CopyState.IN_SYNC:
-                del self.moves[source]
-                self.evicted.add(source)
         others = [m for m in record.members if m.copy != record.primary]
         self.evicted &= {m.node for m in others}
         for member in others:
@@ -128,21 +137,43 @@ class Healing:
                 record = membership.remove(record, member.copy)
         keep = [m for m in record.members if m.copy != record.primary]
         in_sync = [m for m in keep if m.state is CopyState.IN_SYNC]
-        declared = self.ctx.spec.replicas
-        wanted = [m for m in keep if m.node in self.wanted_nodes]
-        self.wanted_nodes -= {m.node for m in wanted if m.state is CopyState.IN_SYNC}
-        if len(in_sync) >= declared:
-            for member in keep:
-                if member.state is not CopyState.IN_SYNC and member.node not in self.wanted_nodes:
-                    record = self._surplus(record, member, out)
-            for member in reversed(in_sync[:]):
-                if len(in_sync) > declared and not self._protected(member, in_sync):
-                    in_sync.remove(member)
-                    record = self._surplus(record, member, out)
-            return record
-        return self._rivals(record, keep, declared - len(in_sync), out)
+        going = leaving(record, self.ctx.nodes)
+        staying = [m for m in in_sync if m.copy not in going]
+        # A primary that is to go needs somebody to take its place first.
+        wanted = self.ctx.spec.replicas + (record.primary in going)
+        asked = [m for m in keep if m.node in self.wanted_nodes]
+        self.wanted_nodes -= {m.node for m in asked if m.state is CopyState.IN_SYNC}
+        if len(staying) < wanted:
+            rivals = [m for m in keep if m.copy not in going]
+            return self._rivals(record, rivals, wanted - len(staying), out)
+        for member in keep:
+            if member.node not in self.wanted_nodes and member not in staying:
+                record = self._surplus(record, member, out)
+        for member in reversed(staying[:]):
+            if len(staying) > wanted and not self._protected(member):
+                staying.remove(member)
+                record = self._surplus(record, member, out)
+        return record
 
-    def _protected(self, member: Member, in_sync: list[Member]) -> bool:
+    def successor(self) -> NodeName | None:
+        """Return the node whose copy should be primary instead, when this one is to go."""
+        ctx = self.ctx
+        record, mine = ctx.record, ctx.record.primary_member
+        going = leaving(record, ctx.nodes)
+        if record.primary not in going:
+            return None
+        heirs = [
+            member
+            for leg in self.primary.legs.values()
+            if leg.in_sync and leg.equal and leg.phase is Phase.STREAMING and leg.fault is None
+            if leg.copy not in going and (member := record.find(leg.copy)) is not None
+        ]
+        if not heirs or (mine.leaving and len(heirs) <= ctx.spec.replicas):
+            return None  # A move switches when the new copy is there; a drained node goes at once.
+        # The consumer's own node is best; else the newest copy, which is where a move went.
+        return max(heirs, key=lambda m: (m.node == record.attached_node, m.since)).node
+
+    def _protected(self, member: Member) -> bool:
         """An operator's own choice of node is the last to go."""
         return member.node in self.ctx.spec.labels.get("holdfast/prefer", "").split(",")
 
@@ -174,11 +205,8 @@ class Healing:
         return record
 
     def _surplus(self, record: GroupRecord, member: Member, out: list[Effect]) -> GroupRecord:
-        self.ctx.note(
-            "copy-removed",
-            f"The copy on {member.node} ({member.state.value}) is surplus and is removed.",
-            out,
-        )
+        why = "has been moved away" if member.leaving else f"({member.state.value}) is surplus"
+        self.ctx.note("copy-removed", f"The copy on {member.node} {why} and is removed.", out)
         return membership.remove(record, member.copy)
 
     def _replace(self, record: GroupRecord, now: Instant, out: list[Effect]) -> GroupRecord:
@@ -187,13 +215,23 @@ class Healing:
         nodes = ctx.nodes
         if ctx.spec.deleting or not self.primary.serving:
             return record
+        for source, target in list(self.moves.items()):
+            member = record.on_node(source)
+            if member is None or member.leaving or target not in nodes:
+                del self.moves[source]
+                continue
+            record = membership.mark_leaving(record, member.copy)
+            if record.on_node(target) is None:
+                record = self._add(record, target, now, out)
+        going = leaving(record, nodes)
         taken = {m.node for m in record.members} | self.evicted
-        for _ in range(missing_count(record, ctx.spec, now.wall)):
+        for _ in range(missing_count(record, ctx.spec, nodes, now.wall)):
             self.placement = place(
                 nodes,
                 size_bytes=ctx.spec.size_bytes,
                 taken=taken,
-                spread=ctx.spec.labels.get("holdfast/spread", ""),
+                spread=ctx.spec.labels.get(SPREAD_LABEL, ""),
+                apart_from={m.node for m in record.members if m.copy not in going},
             )
             if self.placement.node is None:
                 break

@@ -148,6 +148,11 @@ def remove(record: GroupRecord, copy: CopyId) -> GroupRecord:
     return check(record)
 
 
+def mark_leaving(record: GroupRecord, copy: CopyId) -> GroupRecord:
+    """Return the record with `copy` to go once enough others are in sync."""
+    return check(record.with_member(attrs.evolve(record.member(copy), leaving=True)))
+
+
 def mark_suspect(record: GroupRecord, copy: CopyId) -> GroupRecord:
     """Return the record with the in-sync `copy` marked as having lost what was not flushed."""
     return check(record.with_member(attrs.evolve(record.member(copy), suspect=True)))

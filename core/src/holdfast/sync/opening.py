@@ -13,6 +13,7 @@ from holdfast.sync.disk import DiskQueue
 from holdfast.sync.healing import PolicyOf
 from holdfast.sync.member import GroupMember
 from holdfast.sync.peers import Peers
+from holdfast.sync.placement import ScoreOf
 from holdfast.units import REGION_BYTES, CopyId, NodeName, chunks_of
 
 
@@ -33,6 +34,7 @@ def open_member(
     peers: Peers,
     policy_of: PolicyOf,
     now: float,
+    score_of: ScoreOf | None = None,
 ) -> GroupMember:
     """Return the member for a copy that was just opened.
 
@@ -56,6 +58,7 @@ def open_member(
         peers: The node's heartbeats.
         policy_of: Makes the policy of a specification.
         now: Monotonic time.
+        score_of: Adds to the score of a node for one more copy; None: nothing does.
     """
     unclean = not was_clean and not fresh
     disk = DiskQueue(
@@ -97,6 +100,7 @@ def open_member(
         restarted_unclean=unclean,
         rebooted=rebooted and unclean,
         fresh=fresh,
+        score_of=score_of,
         absent=absent,
         saved_epoch=superblock.epoch,
     )

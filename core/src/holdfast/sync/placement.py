@@ -13,6 +13,8 @@ from attrs import field, frozen
 from holdfast.model import NodeRecord
 from holdfast.units import GIB, NodeName, format_size
 
+SPREAD_LABEL = "holdfast/spread"
+"""The label of a volume that names the node label by which its copies are spread."""
 KEPT_FREE_BYTES = GIB
 """StorageOS 2.2 keeps 1 GiB free on each data directory; the least that a full disk needs to heal."""
 
@@ -32,6 +34,7 @@ def place(
     size_bytes: int,
     taken: Collection[NodeName],
     spread: str = "",
+    apart_from: Collection[NodeName] | None = None,
     overcommit: float = 0.0,
     extra: Mapping[NodeName, float] | None = None,
 ) -> Placement:
@@ -42,6 +45,7 @@ def place(
         size_bytes: The volume's size.
         taken: Nodes that hold a copy of the group, or may not be used.
         spread: A node label whose values should differ between copies; empty: none.
+        apart_from: The nodes whose value of that label is to be avoided; None: those `taken`.
         overcommit: How far promised bytes may exceed the capacity; 0: not limited (thin).
         extra: Points of placement hooks, added to the score.
 
@@ -50,7 +54,8 @@ def place(
     """
     reasons: dict[NodeName, str] = {}
     best: tuple[float, NodeName] | None = None
-    zones = {nodes[n].labels.get(spread) for n in taken if n in nodes} if spread else set()
+    apart = taken if apart_from is None else apart_from
+    zones = {nodes[n].labels.get(spread) for n in apart if n in nodes} if spread else set()
     for name in sorted(nodes):
         node = nodes[name]
         refusal = _refusal(node, size_bytes, taken, overcommit)
@@ -77,6 +82,8 @@ def _refusal(
 ) -> str:
     if node.name in taken:
         return "already holds a copy of this group"
+    if node.draining:
+        return "is being drained"
     if node.cordoned:
         return "is cordoned"
     if node.compute_only:

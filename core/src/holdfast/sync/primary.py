@@ -262,13 +262,21 @@ class PrimaryRole:
         if not disk.idle:
             commit = disk.applied
         for leg in self._required:
-            if leg.unacked:
-                commit = min(commit, leg.applied)
-            durable = min(durable, leg.durable)
-        self.commit = max(self.commit, commit)
-        self.durable = max(self.durable, durable)
-        if not (self._pending or self._flushes or self._reads):
-            if self.commit > disk.commit:
+            if leg.unacked and leg.applied < commit:
+                commit = leg.applied
+            if leg.durable < durable:
+                durable = leg.durable
+        if commit > self.commit:
+            self.commit = commit
+        if durable > self.durable:
+            self.durable = durable
+        pending, flushes = self._pending, self._flushes
+        if not (
+            (pending and pending[0][0] <= self.commit)
+            or (flushes and flushes[0][0] <= self.durable)
+            or self._reads
+        ):
+            if not (pending or flushes) and self.commit > disk.commit:
                 disk.advance_commit(self.commit)
             return
         if self.stopped or self.lease_until() <= now.mono:
