@@ -52,7 +52,6 @@ class CopyDisk:
     marked_maybe: set[int] = field(factory=set)
     """Cleared lazily: a power loss may bring these marks back."""
     dirty: dict[CopyId, bytes] = field(factory=dict)
-    dirty_stable: dict[CopyId, bytes] = field(factory=dict)
     rotten: bool = False
     """Damaged beyond what the rules promise to survive; invariants leave it alone."""
     tainted: bool = False
@@ -122,10 +121,6 @@ class CopyDisk:
         self._lose(rng, rng.choice((0.0, 0.1, 0.5, 0.9, 1.0)), torn=True)
         self.marked |= {region for region in sorted(self.marked_maybe) if rng.random() < 0.5}
         self.marked_maybe.clear()
-        for copy in sorted({*self.dirty, *self.dirty_stable}):
-            if rng.random() < 0.5:
-                self._keep_dirty(copy)
-        self.dirty = dict(self.dirty_stable)
 
     def _lose(self, rng: random.Random, kept: float, *, torn: bool) -> None:
         for number, block in self.log:
@@ -198,29 +193,23 @@ class CopyDisk:
         self.marked_maybe.difference_update(regions)
 
     def clear(self, regions: Iterable[int]) -> None:
-        """Unmark lazily, after flushing data and dirty maps."""
+        """Unmark lazily, after flushing data."""
         self.flush_done(self.flush_mark())
-        for copy in {**self.dirty, **self.dirty_stable}:
-            self._keep_dirty(copy)
         for region in regions:
             if region in self.marked:
                 self.marked.discard(region)
                 self.marked_maybe.add(region)
 
     def save_dirty(self, copy: CopyId, bits: bytes) -> None:
-        """Keep a dirty map in the page cache."""
+        """Keep a dirty map, durably."""
         self.dirty[copy] = bits
 
     def drop_dirty(self, copy: CopyId) -> None:
-        """Forget a dirty map; a power loss may bring an older one back."""
+        """Forget a dirty map, durably."""
         self.dirty.pop(copy, None)
 
-    def _keep_dirty(self, copy: CopyId) -> None:
-        if copy in self.dirty:
-            self.dirty_stable[copy] = self.dirty[copy]
-        else:
-            self.dirty_stable.pop(copy, None)
-
     def save(self, superblock: Superblock) -> None:
-        """Write the superblock durably."""
+        """Write the superblock durably; one that says `clean` is preceded by a flush."""
+        if superblock.clean:
+            self.flush_done(self.flush_mark())
         self.superblock = attrs.evolve(superblock, generation=self.superblock.generation + 1)
