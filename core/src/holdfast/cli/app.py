@@ -7,11 +7,13 @@ What was not foreseen goes to a file with all its details, and the user is told 
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import json
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Protocol, runtime_checkable
 
@@ -99,6 +101,7 @@ def run(arguments: Sequence[str]) -> int:
     words = hoisted(arguments)
     as_json = "--json" in words
     try:
+        _add_observers()
         code = app(words, prog_name="holdfast", standalone_mode=False)
         sys.stdout.flush()
     except HoldfastError as error:
@@ -116,6 +119,15 @@ def run(arguments: Sequence[str]) -> int:
             return _slip(error, as_json=as_json)
         return _bug(error, as_json=as_json)
     return code if isinstance(code, int) else 0
+
+
+@functools.cache
+def _add_observers() -> None:
+    """Let observers add their commands, once; without any, nothing is imported for it."""
+    if entry_points(group="holdfast.hooks"):
+        from holdfast.kernel.hooks import load_hooks
+
+        load_hooks().tell("cli_commands", app=app)
 
 
 def hoisted(arguments: Sequence[str]) -> list[str]:

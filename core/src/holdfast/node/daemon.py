@@ -42,6 +42,7 @@ from holdfast.node.control import serve_control
 from holdfast.node.eventlog import EventLog
 from holdfast.node.heartbeats import Heartbeats
 from holdfast.node.hosting import Hosting
+from holdfast.node.observing import Observing
 from holdfast.node.pump import Pump
 from holdfast.node.service_impl import Service
 from holdfast.node.tasks import Tasks
@@ -76,7 +77,6 @@ class Node:
         self.frontends: dict[str, Frontend] = {}
         self.record = NodeRecord(self.name, "", "")
         self.cordoned = config.node.cordoned
-        self.hooks = load_hooks()
         self.tasks = Tasks(self._on_failure)
         self.failure: BaseException | None = None
         timing = config.timing
@@ -98,9 +98,15 @@ class Node:
             local_pump=self._local_pump,
         )
         self.directory = self.consumer.directory
+        self.observing = Observing(self.name, load_hooks(), self.directory)
         self.policies = Policies(config.policies)
         self.volumes = Volumes(
-            store, self.directory, self.policies, config.volumes, config.transport.name
+            store,
+            self.directory,
+            self.policies,
+            config.volumes,
+            config.transport.name,
+            self.observing,
         )
         data = [Path(path) for path in config.node.data]
         events = EventLog((data[0] if data else Path.cwd()) / "events", self.name)
@@ -116,6 +122,7 @@ class Node:
             spawn=self.tasks.spawn,
             heard=self._kick,
             events=events,
+            observing=self.observing,
         )
         self.heartbeats = Heartbeats(
             self.peers,
@@ -169,6 +176,7 @@ class Node:
 
     def _on_nodes(self) -> None:
         self.hosting.on_nodes()
+        self.observing.nodes_changed()
 
     def _on_store_error(self, sentence: str) -> None:
         if sentence != self._told_store_error:
@@ -188,6 +196,7 @@ class Node:
             self.tasks.spawn(self._renew())
             self.tasks.spawn(self.directory.run())
             self.tasks.spawn(self._republish())
+            self.tasks.spawn(self.observing.run(self.hosting.pumps))
             await self.hosting.open_all()
             for name, chosen in self.config.frontends.items():
                 self.frontends[name] = await chosen.driver.open(chosen.options, self.consumer)

@@ -30,6 +30,7 @@ from holdfast.messages import Attach, Hello, Message, Refused, SessionOpen
 from holdfast.model import CopyState, GroupRecord, Member, VolumeSpec
 from holdfast.node.directory import Directory
 from holdfast.node.eventlog import EventLog
+from holdfast.node.observing import Observing
 from holdfast.node.pump import Outlet, Pump, PumpLink
 from holdfast.sync import events as ev
 from holdfast.sync.healing import PolicyOf
@@ -62,6 +63,7 @@ class Hosting:
         spawn: Callable[[Coroutine[Any, Any, None]], None],
         heard: Callable[[], None],
         events: EventLog,
+        observing: Observing,
     ) -> None:
         """Prepare; `open_all` opens what is on disk."""
         self.name = name
@@ -79,6 +81,9 @@ class Hosting:
         self._dial = dial
         self._spawn = spawn
         self._heard = heard
+        self._observing = observing
+        self._unsure: dict[VolumeId, tuple[GroupRecord | None, GroupRecord]] = {}
+        """Writes of which it is not known whether they took place: (before, after)."""
         self._busy: dict[VolumeId, asyncio.Lock] = {}
         self._paths: dict[VolumeId, Path] = {}
         self._stopping = False
@@ -87,13 +92,27 @@ class Hosting:
 
     async def read_group(self, volume: VolumeId) -> tuple[GroupRecord | None, int]:
         """Read a group record from the store."""
-        return await self.directory.read_group(volume)
+        record, version = await self.directory.read_group(volume)
+        before, after = self._unsure.pop(volume, (None, None))
+        if after is not None and record == after:
+            self._observing.group_changed(self.directory.specs.get(volume), before, after)
+        return record, version
 
     async def write_group(self, record: GroupRecord, version: int) -> int:
         """Compare-and-set a group record."""
-        key = f"group/{record.volume}"
-        entry = await self.directory.store.compare_and_set(key, record.to_bytes(), version)
+        volume = record.volume
+        pump = self.pumps.get(volume)
+        known = self.directory.groups.get(volume)
+        before = pump.member.ctx.record if pump is not None else known[0] if known else None
+        try:
+            entry = await self.directory.store.compare_and_set(
+                f"group/{volume}", record.to_bytes(), version
+            )
+        except StateError:
+            self._unsure[volume] = (before, record)
+            raise
         assert entry is not None
+        self._observing.group_changed(self.directory.specs.get(volume), before, record)
         return entry.version
 
     async def dial(self, node: NodeName, hello: Attach, handler: PumpLink) -> Outlet:
@@ -219,6 +238,7 @@ class Hosting:
             peers=self.peers,
             policy_of=self._policy_of,
             now=time.monotonic(),
+            score_of=self._observing.score if self._observing.is_watched else None,
         )
         pump = Pump(self, member, store)
         self.pumps[spec.id] = pump

@@ -431,6 +431,7 @@ class Service:
                 Sample(f"holdfast_frontend_{key}", value, {"frontend": name})
                 for key, value in frontend.metrics().items()
             ]
+        samples += node.observing.samples()
         for pump in node.hosting.pumps.values():
             member = pump.member
             if member.primary is None:

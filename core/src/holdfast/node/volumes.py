@@ -24,6 +24,7 @@ from holdfast.kernel.config import options_from_mapping, options_from_strings
 from holdfast.kernel.sections import VolumeDefaults
 from holdfast.model import CopyState, GroupRecord, Member, NodeRecord, VolumeSpec
 from holdfast.node.directory import Directory
+from holdfast.node.observing import Observing
 from holdfast.node.service import VolumeChanges, VolumeRequest
 from holdfast.sync.placement import place
 from holdfast.units import (
@@ -93,6 +94,7 @@ class Volumes:
         policies: Policies,
         defaults: VolumeDefaults,
         transport: str,
+        observing: Observing,
     ) -> None:
         """Work on `store`, with `directory` as the picture of it."""
         self._store = store
@@ -100,6 +102,7 @@ class Volumes:
         self._policies = policies
         self._defaults = defaults
         self._transport = transport
+        self._observing = observing
 
     async def create(self, request: VolumeRequest) -> tuple[VolumeSpec, list[str]]:
         """Write a new volume's specification and first record; return it with warnings."""
@@ -127,6 +130,7 @@ class Volumes:
             volume=spec.id, epoch=Epoch(1), primary=members[0].copy, members=members
         )
         await self._store.compare_and_set(f"group/{spec.id}", record.to_bytes(), None)
+        self._observing.group_changed(spec, None, record)
         return spec, warnings
 
     async def change(self, name: str, changes: VolumeChanges) -> VolumeSpec:
@@ -213,6 +217,7 @@ class Volumes:
                     f"Node {first!r} is not there.", hint="`holdfast node list` shows who is."
                 )
             chosen.append(first)
+        extra = {name: self._observing.score(spec, node) for name, node in alive.items()}
         placed = place(alive, size_bytes=spec.size_bytes, taken=())
         while len(chosen) <= spec.replicas:
             placed = place(
@@ -220,6 +225,7 @@ class Volumes:
                 size_bytes=spec.size_bytes,
                 taken=chosen,
                 spread=spec.labels.get("holdfast/spread", ""),
+                extra=extra,
             )
             if placed.node is None:
                 break

@@ -232,6 +232,7 @@ class Healing:
                 taken=taken,
                 spread=ctx.spec.labels.get(SPREAD_LABEL, ""),
                 apart_from={m.node for m in record.members if m.copy not in going},
+                extra=self._extra_scores(),
             )
             if self.placement.node is None:
                 break
@@ -241,6 +242,12 @@ class Healing:
             if record.on_node(node) is None and node in nodes:
                 record = self._add(record, node, now, out)
         return record
+
+    def _extra_scores(self) -> Mapping[NodeName, float]:
+        score_of, ctx = self.ctx.score_of, self.ctx
+        if score_of is None:
+            return {}
+        return {name: score_of(ctx.spec, node) for name, node in ctx.nodes.items()}
 
     def _add(
         self, record: GroupRecord, node: NodeName, now: Instant, out: list[Effect]

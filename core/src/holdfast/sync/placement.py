@@ -6,17 +6,19 @@ those the best by free space, copies held and topology. Each choice or refusal i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from attrs import field, frozen
 
-from holdfast.model import NodeRecord
+from holdfast.model import NodeRecord, VolumeSpec
 from holdfast.units import GIB, NodeName, format_size
 
 SPREAD_LABEL = "holdfast/spread"
 """The label of a volume that names the node label by which its copies are spread."""
 KEPT_FREE_BYTES = GIB
 """StorageOS 2.2 keeps 1 GiB free on each data directory; the least that a full disk needs to heal."""
+ScoreOf = Callable[[VolumeSpec, NodeRecord], float]
+"""Points of placement hooks for one more copy of a volume on a node."""
 
 
 @frozen
