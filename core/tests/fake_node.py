@@ -183,6 +183,24 @@ class FakeService:
         self.cordoned = cordoned
         return await self.node()
 
+    async def drain(self, *, dry_run: bool) -> Json:
+        plan = [
+            {
+                "volume": name,
+                "role": "primary",
+                "state": "in-sync",
+                "promote": "n2",
+                "copy_to": "n4",
+                "why_not": "",
+            }
+            for name in self.held
+        ]
+        if not dry_run:
+            self.cordoned = True
+            for status in self.held.values():
+                status["copies"] = [c for c in status["copies"] if c["node"] != self.name]
+        return {"node": self.name, "draining": not dry_run, "plan": plan}
+
     async def stop(self, *, handover: bool) -> None:
         self.handover = handover
         self.stopped.set()

@@ -266,9 +266,9 @@ class Group:
         cache = self.world.machines[node].copies[VOLUME].cache
         return {number: block for number, block in cache.items() if any(block)}
 
-    def cordon(self, node: NodeName, *, cordoned: bool = True) -> None:
+    def cordon(self, node: NodeName, *, cordoned: bool = True, draining: bool = False) -> None:
         machine = self.world.machines[node]
-        machine.cordoned = cordoned
+        machine.cordoned, machine.draining = cordoned, draining
         if machine.process is not None:
             machine.process._renew()
         self.run(1.0)

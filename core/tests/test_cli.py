@@ -144,6 +144,7 @@ def test_nodes_are_listed_shown_and_cordoned(holdfast: Command, service: FakeSer
     assert "n4" in holdfast("node", "list").out
     assert len(holdfast("--json", "node", "list").json["nodes"]) == 4
     assert holdfast("node", "cordon", "n1").code == 2  # --control names the node already.
+    assert holdfast("node", "drain", "n1").code == 2
     assert not service.cordoned
 
 

@@ -78,6 +78,15 @@ async def test_the_node_describes_itself_and_the_others(client: ControlClient) -
     assert (await ask(client.node))["ready"]
     assert [n["name"] for n in await ask(client.nodes)] == ["n1", "n2", "n3", "n4"]
     assert (await ask(client.cordon, cordoned=True))["cordoned"]
+
+
+async def test_a_drain_tells_its_plan_first(client: ControlClient, service: FakeService) -> None:
+    await ask(client.create_volume, name="db", size_bytes=1 << 30)
+    told = await ask(client.drain, dry_run=True)
+    assert [step["volume"] for step in told["plan"]] == ["db"]
+    assert not service.cordoned
+    assert (await ask(client.drain, dry_run=False))["draining"]
+    assert service.cordoned
     assert (await ask(client.plugins))[0]["name"] == "hard"
     assert (await ask(client.config))[0]["path"] == "node.name"
 

@@ -101,6 +101,8 @@ class Member:
     """The first epoch without this copy; 0 while it is in sync."""
     reason: FaultReason | None = None
     """Why it is not in sync, when a fault was the cause."""
+    leaving: bool = False
+    """An operator moves it away: it goes once enough others are in sync."""
     suspect: bool = False
     """In sync by the record, but its machine restarted without a clean stop, so acknowledged writes
     that nobody flushed may be gone; set by the copy itself."""
@@ -211,6 +213,9 @@ class NodeRecord:
     """Sum of the sizes of the volumes with a copy here (thin: may exceed the capacity)."""
     copies: int = 0
     cordoned: bool = False
+    """It takes no new copies."""
+    draining: bool = False
+    """Its copies are to move to other nodes; cordoned as well."""
     compute_only: bool = False
     labels: Mapping[str, str] = attrs.field(factory=dict)
     frontends: Mapping[str, str] = attrs.field(factory=dict)

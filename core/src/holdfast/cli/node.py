@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from holdfast.cli.context import here, put, put_json
+from holdfast.cli.context import Context, here, put, put_json
 from holdfast.node import supervisor
 from holdfast.node.local_cluster import LocalNode, locked
 
 app = typer.Typer(name="node", help="Run, start, stop and look at nodes.", no_args_is_help=True)
 
+POLL_S = 0.2
+"""How often the volumes are asked for while somebody waits for them."""
 Node = Annotated[str, typer.Argument(metavar="NODE", help="The node's name, such as n1.")]
 
 
@@ -75,7 +78,7 @@ def list_nodes(ctx: typer.Context) -> None:
     for node in nodes:
         state = render.word("running" if node["alive"] else "stopped")
         if node["cordoned"]:
-            state.append(", cordoned", style="yellow")
+            state.append(", draining" if node.get("draining") else ", cordoned", style="yellow")
         numbers = str(node["copies"]), str(node["primaries"])
         rows.add_row(
             node["name"], state, *numbers, node["address"], node["frontends"].get("nbd", "-")
@@ -109,6 +112,55 @@ def cordon(ctx: typer.Context, name: Node) -> None:
 def uncordon(ctx: typer.Context, name: Node) -> None:
     """Let a node take new copies again."""
     _cordon(ctx, name, cordoned=False)
+
+
+@app.command()
+def drain(
+    ctx: typer.Context,
+    name: Node,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Return when the node has no copies any more.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would be done.")
+    ] = False,
+) -> None:
+    """Move all copies of a node to other nodes, and let it take no new ones.
+
+    Primaries go to other copies at once. A copy is removed only when another one is in sync in its
+    place; a node whose copies nobody can take is not drained. `uncordon` calls it off.
+    """
+    context = here(ctx)
+    told = context.client(name).drain(dry_run=dry_run)
+    if not context.json:
+        from holdfast.cli import render
+
+        if told["plan"]:
+            render.show(render.drain_plan(told["plan"]))
+        elif not wait:
+            put(f"Node {name} has no copies; it takes no new ones.")
+    if wait and not dry_run:
+        _wait_drained(context, name)
+        if not context.json:
+            put(f"Node {name} has no copies any more.")
+    if context.json:
+        put_json(told)
+
+
+def _wait_drained(context: Context, name: str) -> None:
+    """Return when no volume has a copy on the node, showing the syncs meanwhile."""
+    from holdfast.cli import render
+
+    with render.sync_progress() as progress:
+        while True:
+            volumes = context.client().volumes()
+            left = [v for v in volumes if any(c["node"] == name for c in v["copies"])]
+            if not left:
+                return
+            if not context.json:
+                for volume in left:
+                    progress.show(volume)
+            time.sleep(POLL_S)
 
 
 @app.command()

@@ -166,6 +166,20 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def drain_plan(steps: Iterable[Json]) -> Table:
+    """Return what draining a node does to each of its volumes."""
+    made = table("VOLUME", "ROLE", "STATE", "PRIMARY GOES TO", "COPY GOES TO")
+    for step in steps:
+        if step["why_not"]:
+            goes = Text(f"nowhere: {step['why_not']}", style=_BAD)
+        else:
+            goes = Text(step["copy_to"] or "- (enough others are in sync)")
+        role = step["role"]
+        heir = step["promote"] or ("the new copy, once in sync" if role == "primary" else "-")
+        made.add_row(step["volume"], role, word(step["state"]), heir, goes)
+    return made
+
+
 def cluster_page(status: Json) -> RenderableType:
     """Return the nodes and the volumes of a local cluster."""
     right = ["PID", "COPIES", "PRIMARIES", "FREE"]

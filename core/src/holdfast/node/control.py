@@ -199,6 +199,7 @@ class _Routes:
             ("GET", "/v1/node", self._node),
             ("POST", "/v1/node/stop", self._stop),
             ("POST", "/v1/node/cordon", self._cordon),
+            ("POST", "/v1/node/drain", self._drain),
             ("GET", "/v1/nodes", self._nodes),
             ("GET", "/v1/volumes", self._volumes),
             ("POST", "/v1/volumes", self._create),
@@ -228,6 +229,10 @@ class _Routes:
     async def _cordon(self, request: Request) -> Response:
         body = await _body(request, {"cordoned": bool})
         return JSONResponse(await self._service.cordon(body["cordoned"]))
+
+    async def _drain(self, request: Request) -> Response:
+        body = await _body(request, {"dry_run": bool})
+        return JSONResponse(await self._service.drain(dry_run=body["dry_run"]))
 
     async def _nodes(self, _request: Request) -> Response:
         return JSONResponse({"nodes": list(await self._service.nodes())})

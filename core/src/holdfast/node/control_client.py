@@ -72,6 +72,10 @@ class ControlClient:
         """Let the node take no new copies, or let it again."""
         return self.request("POST", "/v1/node/cordon", {"cordoned": cordoned})
 
+    def drain(self, *, dry_run: bool) -> Json:
+        """Begin to move the node's copies to others, or say what would be done."""
+        return self.request("POST", "/v1/node/drain", {"dry_run": dry_run})
+
     def nodes(self) -> Sequence[Json]:
         """Return all nodes of the cluster."""
         return cast("Sequence[Json]", self.request("GET", "/v1/nodes")["nodes"])

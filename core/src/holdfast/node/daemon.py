@@ -77,6 +77,7 @@ class Node:
         self.frontends: dict[str, Frontend] = {}
         self.record = NodeRecord(self.name, "", "")
         self.cordoned = config.node.cordoned
+        self.draining = False
         self.tasks = Tasks(self._on_failure)
         self.failure: BaseException | None = None
         timing = config.timing
@@ -191,6 +192,7 @@ class Node:
             listener = await self.transport.listen(self._accept)
             stack.push_async_callback(listener.aclose)
             self._state_session = await self.store.open_session(self.name, SESSION_TTL_S)
+            await self._recall()
             await self._publish(listener.address, session=self.process)
             await self.directory.prime()
             self.tasks.spawn(self._renew())
@@ -274,6 +276,7 @@ class Node:
             ),
             copies=len(self.hosting.pumps),
             cordoned=self.cordoned,
+            draining=self.draining,
             compute_only=self.config.node.compute_only,
             labels=dict(self.config.node.labels),
             frontends={name: frontend.address for name, frontend in self.frontends.items()},
@@ -291,9 +294,17 @@ class Node:
                 continue  # The process before us, writing its last word.
             return
 
-    async def set_cordoned(self, *, cordoned: bool) -> None:
-        """Take no new copies, or take them again."""
-        self.cordoned = cordoned
+    async def _recall(self) -> None:
+        """Take up what an operator has said of this node before it was restarted."""
+        entry = await self.store.get(f"node/{self.name}")
+        if entry is not None:
+            before = NodeRecord.from_bytes(entry.value)
+            self.cordoned = self.cordoned or before.cordoned
+            self.draining = before.draining
+
+    async def set_cordoned(self, *, cordoned: bool, draining: bool = False) -> None:
+        """Take no new copies, or take them again; `draining` moves those that it has away."""
+        self.cordoned, self.draining = cordoned, draining
         await self._publish(self.record.address, session=self.process)
 
     def request_stop(self, *, handover: bool = True) -> None:

@@ -18,7 +18,7 @@ from holdfast.interfaces.policy import Policy, Verdict
 from holdfast.model import Access, CopyState, GroupRecord, Member, NodeRecord, VolumeSpec
 from holdfast.node.service import Json
 from holdfast.node.status import volume_status
-from holdfast.sync.healing import missing_count, view_of
+from holdfast.sync.healing import leaving, missing_count, view_of
 from holdfast.sync.leg import Leg, Phase
 from holdfast.sync.member import GroupMember, Role
 from holdfast.sync.peers import Timing
@@ -202,7 +202,7 @@ class _Story:
         if known:
             self.since = min(known)
         self._tell_shortage(record)
-        self._tell_moves()
+        self._tell_moves(record)
         self._tell_access(record)
         if self.member is not None:
             self._tell_store(self.member)
@@ -244,7 +244,7 @@ class _Story:
 
     def _tell_shortage(self, record: GroupRecord) -> None:
         """Copies that are declared and that nobody makes."""
-        short = missing_count(record, self.spec, self.now)
+        short = missing_count(record, self.spec, self.alive, self.now)
         if short <= 0:
             return
         copies = "One copy" if short == 1 else f"{short} copies"
@@ -268,13 +268,16 @@ class _Story:
             fewer = f"holdfast volume set {self.spec.name} --replicas {have}"
             self._help("Or declare fewer replicas.", fewer)
 
-    def _tell_moves(self) -> None:
-        healing = None if self.member is None else self.member.healing
-        if healing is None:
-            return
-        for source, target in sorted(healing.moves.items()):
+    def _tell_moves(self, record: GroupRecord) -> None:
+        going = leaving(record, self.alive)
+        for entry in record.members:
+            if entry.copy not in going:
+                continue
+            node = self.alive.get(entry.node)
+            drained = node is not None and node.draining
+            why = "its node is being drained" if drained else "an operator moves it"
             self.doing.append(
-                f"The copy on {source} moves to {target}: it goes when the new one is in sync."
+                f"The copy on {entry.node} is to go ({why}), as soon as enough others are in sync."
             )
 
     def _tell_access(self, record: GroupRecord) -> None:

@@ -195,6 +195,22 @@ class NodeService(Protocol):
         """Let this node take no new copies, or let it again; return `node()`."""
         ...
 
+    async def drain(self, *, dry_run: bool) -> Json:
+        """Begin to move all copies of this node to others, and let it take no new ones.
+
+        Args:
+            dry_run: Only say what would be done.
+
+        Returns:
+            `node`, `draining`, and `plan`: for each volume with a copy here `volume`, `role`,
+            `state`, `promote` (who may take over at once, or None), `copy_to` (a node or None),
+            `why_not` (a sentence when no node can take the copy).
+
+        Raises:
+            ConflictError: Some volume would have fewer copies than it declares.
+        """
+        ...
+
     async def stop(self, *, handover: bool) -> None:
         """Begin a clean stop and return at once.
 

@@ -19,6 +19,7 @@ from holdfast.kernel import registry
 from holdfast.kernel.config import provenance
 from holdfast.model import CopyState, GroupRecord, VolumeSpec
 from holdfast.node.control_client import ControlClient
+from holdfast.node.draining import drain_plan, refuse_to_lower
 from holdfast.node.explain import explain
 from holdfast.node.pump import Pump
 from holdfast.node.service import Json, Sample, VolumeChanges, VolumeRequest
@@ -56,6 +57,7 @@ class Service:
             "address": node.record.address,
             "frontends": dict(node.record.frontends),
             "cordoned": node.cordoned,
+            "draining": node.draining,
             "copies": len(node.hosting.pumps),
             "data": [str(path) for path in node.hosting.data],
             "capacity_bytes": node.record.capacity_bytes,
@@ -77,6 +79,7 @@ class Service:
                     "address": known.address,
                     "frontends": dict(known.frontends),
                     "cordoned": known.cordoned,
+                    "draining": known.draining,
                     "compute_only": known.compute_only,
                     "labels": dict(known.labels),
                     "copies": sum(1 for r in records if r.on_node(name) is not None),
@@ -93,6 +96,17 @@ class Service:
         """Let this node take no new copies, or let it again."""
         await self._node.set_cordoned(cordoned=cordoned)
         return await self.node()
+
+    async def drain(self, *, dry_run: bool) -> Json:
+        """Begin to move all copies of this node to others."""
+        node = self._node
+        directory = node.directory
+        groups = {volume: record for volume, (record, _) in directory.groups.items()}
+        plan = drain_plan(node.name, directory.specs, groups, directory.alive)
+        if not dry_run:
+            refuse_to_lower(node.name, plan)
+            await node.set_cordoned(cordoned=True, draining=True)
+        return {"node": node.name, "draining": node.draining, "plan": plan}
 
     async def stop(self, *, handover: bool) -> None:
         """Begin a clean stop."""
@@ -255,11 +269,6 @@ class Service:
             raise ConflictError(f"Node {target} has a copy of {name} already.")
         if target not in self._node.directory.alive:
             raise ConflictError(f"Node {target} is not there.")
-        if record.primary_member.node == source:
-            raise ConflictError(
-                f"The copy on {source} is the primary.",
-                hint=f"First `holdfast volume promote {name} NODE` with another node, then move.",
-            )
         pump.feed(ev.MoveCopy(source, target))
         return await self._status(spec)
 

@@ -1,0 +1,83 @@
+"""What an operator does to a running cluster, on real processes, under a writer that sees no error."""
+
+from collections.abc import Callable
+
+from tests.harness.cluster import RunningCluster
+from tests.harness.nbd import Command, NbdConnection
+from tests.harness.waiting import wait_until
+
+Start = Callable[..., RunningCluster]
+CHUNK_BYTES = 64 * 1024
+
+
+def nodes_of(cluster: RunningCluster, volume: str) -> set[str]:
+    return {copy["node"] for copy in cluster.show(volume)["copies"]}
+
+
+def test_a_node_is_drained_and_its_volumes_stay_whole(start_cluster: Start) -> None:
+    cluster = start_cluster(nodes=4)
+    for name in ("a", "b"):
+        cluster.create(name, "16MiB")
+    victim = cluster.primary("a")
+    with NbdConnection(cluster.url("a", victim)) as volume:
+        volume.call(Command.WRITE, 0, data=b"x" * CHUNK_BYTES)
+        plan = cluster.ask("node", "drain", victim, "--dry-run")
+        assert not plan["draining"]
+        assert next(s["volume"] for s in plan["plan"] if s["role"] == "primary") == "a"
+        assert victim in nodes_of(cluster, "a")
+        cluster.do("node", "drain", victim, "--wait")
+        volume.call(Command.WRITE, CHUNK_BYTES, data=b"y" * CHUNK_BYTES)
+        assert volume.call(Command.READ, 0, CHUNK_BYTES) == b"x" * CHUNK_BYTES
+    for name in ("a", "b"):
+        assert victim not in nodes_of(cluster, name)
+        cluster.wait_healthy(name)
+        cluster.verify(name)
+    refused = cluster.run("node", "drain", cluster.primary("a"))
+    assert refused.code == 6
+    assert "no other node can take its copy" in refused.err
+    cluster.stop(victim)
+    cluster.start(victim)
+    described = cluster.ask("node", "show", victim)
+    assert described["draining"], "a restart does not forget it"
+    cluster.do("node", "uncordon", victim)
+    assert not cluster.ask("node", "show", victim)["draining"]
+
+
+def test_a_primary_moves_to_another_node(start_cluster: Start) -> None:
+    cluster = start_cluster(nodes=4)
+    cluster.create("db", "16MiB")
+    source, target = cluster.primary("db"), cluster.bystanders("db")[0]
+    cluster.do("volume", "move", "db", source, target)
+    wait_until(lambda: source not in nodes_of(cluster, "db"), 20, "the move")
+    assert cluster.primary("db") == target
+    cluster.wait_healthy("db")
+    cluster.verify("db")
+
+
+def test_a_volume_explains_itself(start_cluster: Start) -> None:
+    cluster = start_cluster(nodes=2)
+    cluster.create("db", "16MiB", "--set", "grace_s=4", replicas=1)
+    assert cluster.ask("explain", "db")["why"] == ["All copies are in sync."]
+    replica = cluster.replicas("db")[0]
+    cluster.kill(replica)
+    wait_until(lambda: cluster.show("db")["health"] == "degraded", 10, "the loss")
+    told = cluster.ask("explain", "db")
+    assert told["told_by"] == "primary"
+    (ends,) = [each["at"] for each in told["next"] if each["at"] is not None]
+    wait_until(lambda: cluster.show("db")["access"] == "read-only", 10, "read-only")
+    assert abs(cluster.ask("explain", "db")["since"] - ends) < 2
+    commands = [each["command"] for each in told["help"]]
+    assert f"holdfast node start {replica}" in commands
+    cluster.start(replica)
+    wait_until(lambda: len(cluster.replicas("db")) == 1, 20, "the replica")
+    wait_until(
+        lambda: any(
+            "Attach it anew" in h["sentence"] for h in cluster.ask("explain", "db")["help"]
+        ),
+        10,
+        "the advice",
+    )
+    assert cluster.show("db")["access"] == "read-only"
+    with NbdConnection(cluster.url("db")) as volume:
+        volume.call(Command.WRITE, 0, data=b"x" * CHUNK_BYTES)
+    assert cluster.show("db")["access"] == "read-write"
