@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from holdfast.errors import FaultReason
 from holdfast.model import CopyState
@@ -120,8 +120,27 @@ def plant(world: World, faults: list[Fault]) -> None:
 
 
 def _strike(world: World, fault: Fault) -> None:
+    if any(name.startswith("@") for name in fault.nodes):
+        nodes = tuple(_meant(world, fault, name) for name in fault.nodes)
+        if "" in nodes:
+            return
+        fault = evolve(fault, nodes=nodes)
     world.trace("fault", fault)
     _STRIKES[fault.kind](world, fault)
+
+
+def _meant(world: World, fault: Fault, name: NodeName) -> NodeName:
+    """Return the node that `@primary`, `@replica`, `@other` or `@spare` means now, or nothing."""
+    record, _ = world.store.records[fault.volume]
+    others = [m.node for m in record.members if m.copy != record.primary]
+    spare = [n for n in world.machines if record.on_node(n) is None]
+    meant = {
+        "@primary": [record.primary_member.node],
+        "@replica": others[:1],
+        "@other": others[1:2],
+        "@spare": spare[:1],
+    }.get(name, [name])
+    return meant[0] if meant else NodeName("")
 
 
 def heal(world: World) -> None:

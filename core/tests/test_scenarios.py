@@ -1,0 +1,150 @@
+"""The known traps of the design's section 4, each by its name, each over several seeds."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import pytest
+
+from holdfast.testing.simulation.faults import Fault
+from holdfast.testing.simulation.runner import run_seed
+from holdfast.testing.simulation.world import Config
+from holdfast.units import NodeName, VolumeId
+
+V = VolumeId("v1")
+Step = tuple[float, str, tuple[str, ...], float, float]
+"""Seconds, kind, nodes, duration, amount."""
+
+SCENARIOS: dict[str, Sequence[Step]] = {
+    "a drop is lost between primary and record": [
+        (4.0, "store-unsure", (), 6.0, 0.5),
+        (4.1, "kill", ("@replica",), 5.0, 0.5),
+        (6.0, "kill", ("@primary",), 2.0, 0.5),
+    ],
+    "primary and dropped replica return in the wrong order": [
+        (4.0, "kill", ("@replica",), 9.0, 0.5),
+        (7.0, "kill", ("@other",), 9.5, 0.5),
+        (9.0, "kill", ("@primary",), 12.0, 0.5),
+    ],
+    "two losses in quick succession": [
+        (4.0, "kill", ("@replica",), 6.0, 0.5),
+        (4.01, "kill", ("@other",), 9.0, 0.5),
+    ],
+    "the primary is lost right after its replica": [
+        (4.0, "power", ("@replica",), 6.0, 0.5),
+        (4.2, "power", ("@primary",), 3.0, 0.5),
+    ],
+    "a third node resynced an absent one": [
+        (4.0, "kill", ("@replica",), 4.0, 0.5),
+        (6.0, "handover", ("@other",), 0.0, 0.1),
+        (8.3, "kill", ("@primary",), 3.0, 0.5),
+        (12.0, "handover", (), 0.0, 0.9),
+    ],
+    "a node is provisioned anew under its old name": [
+        (4.0, "wipe", ("@replica",), 1.0, 0.5),
+        (5.05, "kill", ("@replica",), 0.5, 0.5),
+        (9.0, "wipe", ("@other",), 1.0, 0.5),
+    ],
+    "the primary hears nothing but is heard": [
+        (4.0, "partition-one-way", ("@replica", "@primary"), 7.0, 0.5),
+    ],
+    "the primary is not heard but hears": [
+        (4.0, "partition-one-way", ("@primary", "@replica"), 7.0, 0.5),
+    ],
+    "the primary is cut off and goes on alone": [
+        (4.0, "isolate", ("@primary",), 8.0, 0.1),
+        (16.0, "isolate", ("@primary",), 8.0, 0.9),
+    ],
+    "a wall clock jumps": [
+        (4.0, "wall-jump", ("@primary",), 0.0, 0.95),
+        (5.0, "wall-jump", ("@replica",), 0.0, 0.05),
+        (6.0, "kill", ("@primary",), 4.0, 0.5),
+    ],
+    "the store is unreachable during a drop": [
+        (4.0, "store-down", (), 8.0, 0.5),
+        (5.0, "kill", ("@replica",), 3.0, 0.5),
+        (6.0, "reset", ("@primary", "@other"), 0.0, 0.5),
+    ],
+    "the store is unreachable and the primary restarts": [
+        (4.0, "store-down", (), 8.0, 0.5),
+        (5.0, "kill", ("@primary",), 1.0, 0.5),
+    ],
+    "a stalled primary wakes up deposed": [
+        (4.0, "pause", ("@primary",), 6.0, 0.5),
+        (14.0, "pause", ("@primary",), 3.2, 0.5),
+        (20.0, "pause", ("@primary",), 2.5, 0.5),
+    ],
+    "an fsync of the primary fails": [(4.0, "fsync-error", ("@primary",), 0.0, 0.5)],
+    "an fsync of the primary fails and nobody can take over in time": [
+        (4.0, "store-down", (), 12.0, 0.5),
+        (4.1, "fsync-error", ("@primary",), 0.0, 0.5),
+        (10.0, "kill", ("@primary",), 0.5, 0.5),
+    ],
+    "an fsync of a replica fails": [(4.0, "fsync-error", ("@replica",), 0.0, 0.5)],
+    "one disk is full": [
+        (4.0, "disk-full", ("@replica",), 0.0, 0.5),
+        (12.0, "disk-full", ("@primary",), 0.0, 0.5),
+    ],
+    "a disk stalls while another copy syncs": [
+        (4.0, "kill", ("@replica",), 1.0, 0.5),
+        (4.8, "disk-stall", ("@primary",), 1.5, 0.5),
+    ],
+    "writes and discards race a sync that is cut again and again": [
+        (4.0, "kill", ("@replica",), 2.0, 0.5),
+        (6.05, "reset", ("@primary", "@replica"), 0.0, 0.5),
+        (6.3, "reset", ("@primary", "@replica"), 0.0, 0.5),
+        (6.6, "kill", ("@primary",), 3.0, 0.5),
+        (9.9, "reset", ("@primary", "@replica"), 0.0, 0.5),
+    ],
+    "a handover races the loss of its target": [
+        (4.0, "handover", ("@replica",), 0.0, 0.1),
+        (4.001, "kill", ("@replica",), 2.0, 0.5),
+        (8.0, "handover", ("@replica",), 0.0, 0.1),
+        (8.002, "kill", ("@primary",), 2.0, 0.5),
+        (12.0, "handover", ("@replica",), 0.0, 0.1),
+        (12.0, "store-unsure", (), 2.0, 0.5),
+    ],
+    "a fenced session comes back": [
+        (4.0, "partition", ("@primary", "@replica"), 6.0, 0.5),
+        (5.0, "takeover", (), 0.0, 0.5),
+        (8.0, "pause", ("@primary",), 4.0, 0.5),
+        (9.0, "takeover", (), 0.0, 0.5),
+    ],
+    "all nodes lose power during a sync": [
+        (4.0, "kill", ("@replica",), 1.0, 0.5),
+        (5.05, "power-all", (), 1.0, 0.3),
+    ],
+    "an operator changes the number of replicas during a failover": [
+        (4.0, "kill", ("@primary",), 3.0, 0.5),
+        (4.5, "replicas", (), 0.0, 0.3),
+        (9.0, "replicas", (), 0.0, 0.99),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_known_trap(name: str) -> None:
+    schedule = [
+        Fault(number, time, kind, tuple(NodeName(n) for n in nodes), duration, amount, V)
+        for number, (time, kind, nodes, duration, amount) in enumerate(SCENARIOS[name])
+    ]
+    for seed in range(1, 7):
+        config = Config(
+            seed=seed, nodes=4 if seed % 2 else 3, clients=1 + seed % 2, faults_s=24.0, think_s=0.05
+        )
+        outcome = run_seed(seed, config=config, schedule=schedule)
+        assert outcome.violation is None, f"{outcome.sentence()}\n" + "\n".join(outcome.lines[-40:])
+
+
+def test_all_nodes_start_cold_in_every_order() -> None:
+    names = [NodeName("n1"), NodeName("n2"), NodeName("n3")]
+    for seed, order in enumerate(itertools.permutations(range(3)), start=1):
+        schedule = [
+            Fault(number, 8.0, "power", (name,), 1.0 + 2.7 * order[number], 0.5, V)
+            for number, name in enumerate(names)
+        ]
+        outcome = run_seed(
+            seed, config=Config(seed=seed, nodes=3, replicas=2), schedule=schedule
+        )
+        assert outcome.violation is None, outcome.sentence()

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from holdfast.testing.simulation import faults as flt
+from holdfast.testing.simulation.history import NEVER, Access, check_block
+from holdfast.testing.simulation.runner import run_seed
+from holdfast.testing.simulation.world import Config
+
+SEEDS = 200
+BLOCK = 20
+
+
+@pytest.mark.parametrize("first", range(1, SEEDS + 1, BLOCK))
+def test_no_seed_violates_an_invariant(first: int) -> None:
+    outcomes = [run_seed(seed) for seed in range(first, first + BLOCK)]
+    failures = [outcome.sentence() for outcome in outcomes if outcome.violation is not None]
+    assert not failures, "\n".join(failures)
+
+
+def test_a_world_without_faults_becomes_healthy_and_answers_everything() -> None:
+    outcome = run_seed(1, config=Config(seed=1, faults_s=5.0), schedule=())
+    assert outcome.violation is None, outcome.sentence()
+    assert outcome.answered > 100
+
+
+def test_a_seed_gives_the_same_run_twice() -> None:
+    assert run_seed(7).digest == run_seed(7).digest
+    assert run_seed(7).digest != run_seed(8).digest
+
+
+def test_a_seed_gives_the_same_run_whatever_the_hash_seed() -> None:
+    script = (
+        "from holdfast.testing.simulation.runner import run_seed\n"
+        "print([run_seed(seed).digest for seed in range(1, 6)])"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for hash_seed in ("1", "2", "77")
+    }
+    assert len(said) == 1
+
+
+def test_leaving_a_fault_out_leaves_the_others_as_they_are() -> None:
+    config = Config(seed=3)
+    every = flt.draw(config)
+    assert len(every) > 2
+    keep = {fault.number for fault in every[1:]}
+    assert run_seed(3, config=config, keep=keep).faults == tuple(every[1:])
+
+
+# --- the judge of histories --------------------------------------------------------------------
+
+
+def write(start: int, end: int, value: int) -> Access:
+    return Access(start, is_write=True, value=value, end=end)
+
+
+def read(start: int, end: int, value: int | tuple[int, ...]) -> Access:
+    return Access(start, is_write=False, value=value, end=end)
+
+
+def judge(*accesses: Access, losses: list[int] | None = None) -> str | None:
+    return check_block(list(accesses), losses or [], [(5, 6)])
+
+
+def test_what_one_copy_could_have_answered_is_accepted() -> None:
+    assert judge(write(1, 2, 7), read(3, 4, 7)) is None
+    assert judge(write(1, 8, 7), read(3, 4, 0), read(5, 6, 7)) is None
+    assert judge(write(1, 8, 7), write(2, 9, 8), read(3, 4, 8), read(5, 6, 7)) is None
+
+
+def test_a_stale_read_is_found() -> None:
+    assert judge(write(1, 2, 7), write(3, 4, 8), read(5, 6, 7)) is not None
+
+
+def test_a_value_that_was_read_may_not_vanish() -> None:
+    assert judge(write(1, NEVER, 7), read(3, 4, 7), read(5, 6, 0)) is not None
+
+
+def test_an_unanswered_write_may_happen_late_or_never_but_not_twice() -> None:
+    assert judge(write(1, NEVER, 7), read(3, 4, 0), read(5, 6, 7)) is None
+    assert judge(write(1, NEVER, 7), read(3, 4, 0)) is None
+    twice = (write(1, NEVER, 7), read(3, 4, 7), write(5, 6, 8), read(7, 8, 8), read(9, 10, 7))
+    assert judge(*twice) is not None
+
+
+def test_a_power_loss_everywhere_may_undo_what_no_flush_covered() -> None:
+    late = (write(1, 2, 7), write(7, 8, 8))
+    assert judge(*late, read(11, 12, 7)) is not None
+    assert judge(*late, read(11, 12, 7), losses=[10]) is None
+    assert judge(*late, read(11, 12, 0), losses=[10]) is not None
+
+
+def test_a_torn_block_is_judged_by_sectors() -> None:
+    torn = (7, 7, 7, 7, 8, 8, 8, 8)
+    late = (write(7, 8, 7), write(9, 10, 8))
+    assert judge(*late, read(13, 14, torn), losses=[12]) is None
+    assert judge(*late, read(13, 14, torn)) is not None
