@@ -29,7 +29,8 @@ ROOMS = {
     "kernel": INWARD,
     "local": INWARD,
     "testing": INWARD,
-    "node": INWARD | {"kernel", "local", "__version__"},
+    "slab": {"units"},
+    "node": INWARD | {"kernel", "local", "slab", "__version__"},
     # The facade of those who embed Holdfast.
     "api": INWARD | {"kernel", "local", "node"},
     "cli": INWARD | {"kernel", "local", "node", "testing", "api", "__version__"},

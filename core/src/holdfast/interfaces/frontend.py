@@ -7,6 +7,7 @@ deadline says so.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -53,6 +54,17 @@ class VolumeSession(Protocol):
         ...
 
 
+class PathState(enum.Enum):
+    """What a node's way to a volume is worth, for consumers that have the choice between several."""
+
+    OPTIMIZED = "optimized"
+    """The primary is here."""
+    NON_OPTIMIZED = "non-optimized"
+    """The primary is elsewhere, and asked for every request."""
+    INACCESSIBLE = "inaccessible"
+    """Nothing can be had here: the group is not known, or this node was fenced."""
+
+
 class VolumeProvider(Protocol):
     """What a node gives its frontends."""
 
@@ -74,6 +86,14 @@ class VolumeProvider(Protocol):
             ConflictError: Another node's session holds it (R11); says which and how to take over.
             UnavailableError: No primary took the session within the provider's deadline.
         """
+        ...
+
+    def path(self, name: str) -> PathState:
+        """Return what this node's way to a volume is worth now; never waits."""
+        ...
+
+    def addresses(self, frontend: str) -> Sequence[str]:
+        """Return `host:port` of the frontend of that name on every other living node that has it."""
         ...
 
 

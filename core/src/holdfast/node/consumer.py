@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from holdfast.errors import UnavailableError
-from holdfast.interfaces.frontend import SessionHandler
+from holdfast.interfaces.frontend import PathState, SessionHandler
 from holdfast.interfaces.state import StateStore
 from holdfast.interfaces.transport import Link, LinkHandler, Transport
 from holdfast.messages import Hello
@@ -94,6 +94,31 @@ class Consumer:
             self.session_closed(session)
             raise
         return session
+
+    def path(self, name: str) -> PathState:
+        """Return what the way from here to a volume is worth now."""
+        spec = next((s for s in self.directory.specs.values() if s.name == name), None)
+        record = self.group(spec.id) if spec is not None else None
+        if spec is None or record is None:
+            return PathState.INACCESSIBLE
+        pump = self.local_pump(spec.id)
+        if record.primary_member.node != self.name or pump is None:
+            return PathState.NON_OPTIMIZED
+        # Deposed, or not promoted yet: what came here would wait for what comes next.
+        here = pump.member.primary is not None
+        return PathState.OPTIMIZED if here else PathState.NON_OPTIMIZED
+
+    def addresses(self, frontend: str) -> Sequence[str]:
+        """Return where other living nodes offer the frontend."""
+        found = []
+        for name, known in self.directory.alive.items():
+            address = known.frontends.get(frontend) if name != self.name else None
+            if address is not None:
+                host, _, port = address.rpartition(":")
+                if host in {"0.0.0.0", "[::]"}:  # noqa: S104 - compared, not bound.
+                    host = known.address.rpartition(":")[0]
+                found.append(f"{host}:{port}")
+        return found
 
     # -- SessionHost --------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from difflib import get_close_matches
 import attrs
 
 from holdfast.errors import ConflictError, NotFoundError
-from holdfast.interfaces.frontend import SessionHandler
+from holdfast.interfaces.frontend import PathState, SessionHandler
 from holdfast.messages import Reply, Request, RequestFlag, RequestKind, pack_extents
 from holdfast.model import Access, VolumeSpec
 from holdfast.units import CHUNK_BYTES, REQUEST_BYTES_MAX, SECTOR_BYTES, VolumeId, chunks_of
@@ -255,6 +255,10 @@ class MemoryVolumeProvider:
     volumes: dict[str, MemoryVolume] = attrs.field(factory=dict)
     answers_at_once: bool = False
     """Answer within `submit`; the fastest, and the hardest on re-entrant users."""
+    paths: dict[str, PathState] = attrs.field(factory=dict)
+    """By volume name; optimized where nothing is said."""
+    others: list[str] = attrs.field(factory=list)
+    """What `addresses` returns."""
 
     def add(self, name: str, size_bytes: int, *, shared: bool = False) -> MemoryVolume:
         """Make a volume of zeros and return it."""
@@ -294,6 +298,14 @@ class MemoryVolumeProvider:
         volume.sessions.append(session)
         volume.opened += 1
         return session
+
+    def path(self, name: str) -> PathState:
+        """Return what a test has set in `paths`."""
+        return self.paths.get(name, PathState.OPTIMIZED)
+
+    def addresses(self, frontend: str) -> Sequence[str]:
+        """Return what a test has set in `others`."""
+        return self.others
 
     def _volume(self, name: str) -> MemoryVolume:
         try:

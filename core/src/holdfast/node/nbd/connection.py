@@ -20,8 +20,8 @@ from holdfast.errors import RemoteProtocolError
 from holdfast.messages import Reply
 from holdfast.node.nbd.export import Export
 from holdfast.node.nbd.handshake import ExportInfo, Handshake, Phase, Question
-from holdfast.node.nbd.slab import Slab
 from holdfast.node.nbd.transmission import Transmission
+from holdfast.slab import Slab
 from holdfast.units import MIB
 
 _log = logging.getLogger("holdfast.nbd")

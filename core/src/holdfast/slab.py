@@ -1,7 +1,7 @@
 """The buffer that a connection receives into, made so that payloads are handed on without a copy.
 
 Requests point into the slab by memoryviews. A slab that is still pointed into is never written again:
-another one takes its place, and it comes back once nobody refers to it. It knows nothing of NBD.
+another one takes its place, and it comes back once nobody refers to it. It knows no protocol.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from holdfast.node.nbd.slab import SLAB_BYTES, Slab
+from holdfast.slab import SLAB_BYTES, Slab
 
 
 def receive(slab: Slab, data: bytes, wanted: int = 1) -> memoryview:

@@ -1,0 +1,73 @@
+"""The options of the frontend `nvme-tcp`, and addresses as they are written in them."""
+
+from __future__ import annotations
+
+import attrs
+
+from holdfast.units import KIB, MIB, REQUEST_BYTES_MAX
+
+NVME_TCP_PORT = 4420
+DISCOVERY_PORT = 8009
+
+
+@attrs.frozen
+class NvmeTcpOptions:
+    """`[frontend.nvme-tcp]`: volumes as NVMe/TCP subsystems."""
+
+    listen: str = f"127.0.0.1:{NVME_TCP_PORT}"
+    """Address and port of the subsystems; port 0 takes a free one."""
+    discovery_listen: str = f"127.0.0.1:{DISCOVERY_PORT}"
+    """Address and port of the discovery controller; empty for none beside that at `listen`."""
+    advertise: str = ""
+    """`HOST:PORT` of the subsystems as hosts reach it, when address translation lies between."""
+    referrals: tuple[str, ...] = ()
+    """`HOST:PORT` of further discovery controllers that this one tells of."""
+    allowed_hosts: tuple[str, ...] = ()
+    """NQNs of the hosts that may connect; empty for any."""
+    queues_max: int = attrs.field(default=16, validator=attrs.validators.in_(range(1, 129)))
+    """I/O queues, each a connection, that one host may open per volume."""
+    queue_entries: int = attrs.field(default=128, validator=attrs.validators.in_(range(32, 1025)))
+    """Commands that one queue may have outstanding."""
+    in_capsule_bytes: int = attrs.field(
+        default=64 * KIB,
+        validator=[attrs.validators.in_(range(8 * KIB, MIB + 1, 4 * KIB))],
+        metadata={"unit": "bytes"},
+    )
+    """Writes up to this size come with their command; larger ones are asked for."""
+    inflight_bytes_max: int = attrs.field(
+        default=REQUEST_BYTES_MAX,
+        validator=attrs.validators.ge(MIB),
+        metadata={"unit": "bytes"},
+    )
+    """Bytes of unanswered reads and asked-for writes per queue beyond which more wait."""
+    connections_max: int = attrs.field(default=1024, validator=attrs.validators.ge(1))
+    """Connections at a time, all hosts together; more are turned away."""
+    connect_timeout_s: float = attrs.field(
+        default=30.0, validator=attrs.validators.gt(0), metadata={"unit": "s"}
+    )
+    """How long a connection may take to become a queue."""
+    reservations: bool = False
+    """Offer reservations, which hold on this node alone; for hosts that use no other node's path."""
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse what is no address."""
+        optional = (self.discovery_listen, self.advertise, *self.referrals)
+        for address in (self.listen, *filter(None, optional)):
+            split_address(address)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return host and port of `HOST:PORT` or `[IPV6]:PORT`.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"{address!r} is no address; write for example 127.0.0.1:4420")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def bracketed(host: str) -> str:
+    """Return a host as it stands in an address or URI."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
