@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from holdfast.cli.context import here, put, put_json
+from holdfast.cli.context import here, pairs, put, put_json
 from holdfast.errors import DriverError
 
 app = typer.Typer(name="plugin", help="List and check the installed drivers.", no_args_is_help=True)
@@ -29,8 +29,26 @@ def list_plugins(ctx: typer.Context, kind: Kind = None) -> None:
 
 
 @app.command()
-def check(ctx: typer.Context, kind: Kind = None) -> None:
-    """Load every installed driver; the exit code is 0 only when all of them work."""
+def check(
+    ctx: typer.Context,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A driver.", show_default="all")
+    ] = None,
+    kind: Kind = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Set an option of the driver for the trial."
+        ),
+    ] = None,
+) -> None:
+    """Load every installed driver, or try one: hold it to each promise of its kind.
+
+    The exit code is 0 only when all of them work, or every promise is kept.
+    """
+    if name is not None:
+        _try(ctx, name, kind, pairs(settings or [], "--set"))
+        return
     drivers = _drivers(kind)
     _show(ctx, drivers)
     broken = [f"{each['kind']} {each['name']!r}" for each in drivers if each["status"] != "ok"]
@@ -41,6 +59,78 @@ def check(ctx: typer.Context, kind: Kind = None) -> None:
         )
     if not here(ctx).json:
         put(f"All {len(drivers)} drivers work.")
+
+
+def _try(ctx: typer.Context, name: str, kind: str | None, settings: dict[str, str]) -> None:
+    """Run the kit of each kind that has a driver of this name."""
+    from holdfast.kernel import registry
+
+    kinds = [kind] if kind else [each for each in registry.KINDS if name in registry.names(each)]
+    if not kinds:
+        raise DriverError(
+            f"There is no driver {name!r}.", hint="`holdfast plugin list` shows what is installed."
+        )
+    tried = [_tried(each, name, settings) for each in kinds]
+    if here(ctx).json:
+        put_json({"plugins": tried})
+    else:
+        for each in tried:
+            _show_tried(each)
+    failed = sum(bool(each["failure"]) for plugin in tried for each in plugin["checks"])
+    if failed:
+        raise DriverError(
+            f"The driver {name!r} breaks {failed} of its promises.",
+            hint="Its author would like to know.",
+        )
+
+
+def _tried(kind: str, name: str, settings: dict[str, str]) -> dict[str, Any]:
+    import functools
+    import tempfile
+    from pathlib import Path
+
+    import anyio
+
+    from holdfast.kernel import registry
+    from holdfast.kernel.config import options_from_strings
+    from holdfast.testing import trial
+
+    driver = registry.load(kind, name)
+    checks = []
+    if kind in trial.KINDS:
+        with tempfile.TemporaryDirectory(prefix="holdfast-check-") as folder:
+            options = None
+            if getattr(driver, "Options", None) is not None:
+                given = trial.trial_options(driver, Path(folder)) | settings
+                options = options_from_strings(driver.Options, given)
+            checks = anyio.run(
+                functools.partial(trial.run_kit, kind, driver, options),
+                # As a node has it.
+                backend_options={"use_uvloop": True},
+            )
+    return {
+        "kind": kind,
+        "name": name,
+        "checks": [
+            {"name": each.name, "promise": each.promise, "failure": each.failure} for each in checks
+        ],
+    }
+
+
+def _show_tried(plugin: dict[str, Any]) -> None:
+    from holdfast.cli import render
+
+    title = f"{plugin['kind']} {plugin['name']!r}"
+    if not plugin["checks"]:
+        put(f"{title} loads; there is no kit for drivers of its kind.")
+        return
+    rows = render.table("KEPT", "PROMISE")
+    for each in plugin["checks"]:
+        failure = f"\n{each['failure']}" if each["failure"] else ""
+        rows.add_row(render.word("broken" if failure else "ok"), each["promise"] + failure)
+    render.show(rows)
+    kept_count = sum(not each["failure"] for each in plugin["checks"])
+    put(f"{title} keeps {kept_count} of {len(plugin['checks'])} promises.")
 
 
 def _drivers(kind: str | None) -> list[dict[str, Any]]:

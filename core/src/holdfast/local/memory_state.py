@@ -10,9 +10,9 @@ import asyncio
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import anyio.lowlevel
 import attrs
@@ -209,6 +209,10 @@ class MemoryStateDriver:
     API_VERSION: ClassVar[int] = API_VERSION
     name: ClassVar[str] = "memory"
     Options: ClassVar[type[MemoryStateOptions]] = MemoryStateOptions
+    CONFORMANCE: ClassVar[Mapping[str, Any]] = {
+        "capabilities": {"durable": False},
+        "options": {"name": "{folder}"},
+    }
 
     @staticmethod
     async def open(options: MemoryStateOptions) -> MemoryStateStore:

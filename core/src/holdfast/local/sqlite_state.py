@@ -9,12 +9,12 @@ lost ring is only a delay, for the reader also looks every `reread_s`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import anyio
 import attrs
@@ -252,6 +252,7 @@ class SqliteStateDriver:
     API_VERSION: ClassVar[int] = API_VERSION
     name: ClassVar[str] = "sqlite"
     Options: ClassVar[type[SqliteStateOptions]] = SqliteStateOptions
+    CONFORMANCE: ClassVar[Mapping[str, Any]] = {"options": {"path": "{folder}/state.db"}}
 
     @staticmethod
     async def open(options: SqliteStateOptions) -> SqliteStateStore:

@@ -8,6 +8,7 @@ failed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import attrs
@@ -33,6 +34,7 @@ class _AtOncePolicy:
     """What the modes without grace have in common."""
 
     API_VERSION: ClassVar[int] = API_VERSION
+    CONFORMANCE: ClassVar[Mapping[str, Any]] = {"capabilities": {"grace": False, "sticky": False}}
 
     @staticmethod
     def refuse(declared: int, options: Any) -> str | None:

@@ -6,6 +6,7 @@ the rule around it is in `grace.py`. Source: the design's section 5, after Stora
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import attrs
@@ -106,6 +107,7 @@ class AlwaysOnPolicy(_GracePolicy):
     """
 
     name: ClassVar[str] = "alwayson"
+    CONFORMANCE: ClassVar[Mapping[str, Any]] = {"capabilities": {"grace": False, "sticky": False}}
 
     def least(self, declared: int) -> int:
         """Return 0."""

@@ -12,7 +12,7 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import anyio
 
@@ -215,6 +215,7 @@ class TcpTransportDriver:
     API_VERSION = 1
     name = "tcp"
     Options: type[Any] = TcpOptions
+    CONFORMANCE: ClassVar[Mapping[str, Any]] = {"options": {"port": 0}}
 
     @staticmethod
     async def open(options: TcpOptions, cluster: str, node: str) -> TcpTransport:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 from urllib.parse import quote
 
 import attrs
@@ -65,6 +65,10 @@ class NbdFrontendDriver:
     API_VERSION: ClassVar[int] = 1
     name: ClassVar[str] = "nbd"
     Options: ClassVar[type[NbdOptions]] = NbdOptions
+    CONFORMANCE: ClassVar[Mapping[str, Any]] = {
+        "options": {"listen": "127.0.0.1:0"},
+        "client": "holdfast.node.nbd.client:NbdClient.connect",
+    }
 
     @staticmethod
     async def open(options: NbdOptions, provider: VolumeProvider) -> NbdFrontend:
