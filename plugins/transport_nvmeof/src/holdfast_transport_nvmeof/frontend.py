@@ -318,8 +318,7 @@ class NvmeTcpFrontend:
     def _decide(self, connection: Connection, question: Connect, spec: VolumeSpec | None) -> None:
         try:
             self._check_host(question)
-            if question.entries > self.options.queue_entries or question.entries < 2:
-                raise _RefusalError(ConnectStatus.CONNECT_INVALID_PARAMETERS, IPO_SQSIZE)
+            self._check_size(question)
             if question.qid:
                 self._join(connection, question)
             else:
@@ -335,6 +334,10 @@ class NvmeTcpFrontend:
             raise _invalid_data(IPO_HOSTNQN)
         if self.options.allowed_hosts and question.host not in self.options.allowed_hosts:
             raise _RefusalError(ConnectStatus.CONNECT_INVALID_HOST)
+
+    def _check_size(self, question: Connect) -> None:
+        if not 2 <= question.entries <= self.options.queue_entries:
+            raise _RefusalError(ConnectStatus.CONNECT_INVALID_PARAMETERS, IPO_SQSIZE)
 
     def _begin(self, connection: Connection, question: Connect, spec: VolumeSpec) -> None:
         """Make a controller for an admin queue."""

@@ -48,6 +48,8 @@ _ID_SHIFT = 32
 """A request id: queue number, part of a command (16 bits), CID (16 bits)."""
 _PART_SHIFT = 16
 _PARTS_AT_ONCE = 8
+PAGE_BYTES = 4096
+"""Most that a command with a list of ranges or keys may carry."""
 _READ, _WRITE = int(IoOpcode.READ), int(IoOpcode.WRITE)
 _KIND_READ, _KIND_WRITE = int(RequestKind.READ), int(RequestKind.WRITE)
 _SGL_TRANSPORT, _SGL_CAPSULE = int(SglType.TRANSPORT_DATA_BLOCK), int(SglType.DATA_BLOCK_OFFSET)
@@ -246,6 +248,8 @@ class IoCommands:
             length = 8
         if not length:
             return 0, 0
+        if opcode not in _ON_BLOCKS and length < command.sgl_length <= PAGE_BYTES:
+            length = command.sgl_length  # Linux sends a whole page of ranges, however few count.
         if command.sgl_length != length:
             return Status.DATA_SGL_LENGTH_INVALID, 0
         allowed = {_SGL_TRANSPORT} if opcode == _READ else {_SGL_TRANSPORT, _SGL_CAPSULE}
@@ -352,6 +356,7 @@ class IoCommands:
 
     def _run_ranges(self, number: int, command: Command, data: bytes) -> None:
         """Dataset Management: deallocation is carried out, hints of use are taken note of."""
+        data = data[: ((command.cdw10 & 0xFF) + 1) * DSM_RANGE.size]
         ranges = [(lba, count) for _, count, lba in DSM_RANGE.iter_unpack(data)]
         if any(lba + count > self.namespace.blocks for lba, count in ranges):
             self._end(command, Status.LBA_OUT_OF_RANGE)
