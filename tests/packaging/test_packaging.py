@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -20,6 +21,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
+TEMPLATES = sorted(path.parent for path in ROOT.glob("docs/driver-template/*/pyproject.toml"))
 MEMBERS = [ROOT / "core", *sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))]
 
 LIST = """
@@ -103,7 +105,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 @pytest.fixture(scope="module")
 def strangers(everything: Environment) -> Environment:
     """Everything, and after it the drivers of third parties, good and bad."""
-    everything.install(*(path.parent for path in sorted(HERE.glob("*/pyproject.toml"))))
+    everything.install(*TEMPLATES, *(path.parent for path in sorted(HERE.glob("*/pyproject.toml"))))
     return everything
 
 
@@ -167,6 +169,7 @@ def test_drivers_of_third_parties_are_found_after_the_fact(strangers: Environmen
     drivers = strangers.drivers()
     assert drivers["policy", "majority"] == ["holdfast-majority", "0.3.1", "ok", ""]
     assert drivers["transport", "counted"] == ["holdfast-counted", "0.3.1", "ok", ""]
+    assert declared(*TEMPLATES) <= drivers.keys()
 
 
 def test_bad_drivers_are_listed_with_the_reason_and_harm_nobody(strangers: Environment) -> None:
@@ -198,17 +201,32 @@ def test_a_bad_driver_that_is_chosen_is_refused_with_a_sentence(strangers: Envir
     assert "Traceback" not in done.stderr
 
 
-def test_a_third_party_policy_passes_the_kit_where_no_pytest_is(strangers: Environment) -> None:
-    assert strangers.python(
-        "from holdfast.kernel.registry import load\n"
-        "from holdfast.testing.checks.policy import Capabilities, Subject, run_checks\n"
-        "driver = load('policy', 'majority')\n"
-        "options = (driver.Options(), driver.Options(spare=1))\n"
-        "results = run_checks(Subject(driver, options, Capabilities(grace=False, sticky=False)))\n"
-        "bad = {name: failure for name, failure in results.items() if failure}\n"
-        "assert len(results) > 10 and not bad, bad\n"
-        "print('passed')"
+@pytest.mark.parametrize(("kind", "name"), sorted(declared(*TEMPLATES)))
+def test_a_template_keeps_its_promises_where_no_pytest_is(
+    strangers: Environment, kind: str, name: str
+) -> None:
+    done = strangers.command("plugin", "check", name, "--kind", kind, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (tried,) = json.loads(done.stdout)["plugins"]
+    assert len(tried["checks"]) > 10
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.name)
+def test_the_tests_of_a_template_pass(template: Path) -> None:
+    (package,) = (template / "src").iterdir()
+    path = [str(package.parent), os.environ["PYTHONPATH"]]
+    done = subprocess.run(
+        # Its own project file, so that nothing of this tree's configuration helps it.
+        [sys.executable, "-m", "pytest", "-q", "-c", "pyproject.toml", "tests"],
+        cwd=template,
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join(path), "PYTEST_ADDOPTS": "-p no:cacheprovider"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"[1-9]\d+ passed", done.stdout)
 
 
 @pytest.mark.parametrize("delay_s", [0, 0.01])

@@ -6,6 +6,7 @@ The smallest useful policy there is, as a template: copy the folder, rename it, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import attrs
@@ -19,7 +20,7 @@ __all__ = ["MajorityOptions", "MajorityPolicy"]
 
 @attrs.frozen
 class MajorityOptions:
-    """Parameters of `majority`."""
+    """Parameters of `majority`: what `[policy.majority]` and `--set` may say."""
 
     spare: int = attrs.field(default=0, metadata={"min": 0, "max": 5})
     """How many copies beyond the majority must be here."""
@@ -32,6 +33,7 @@ class MajorityPolicy:
     API_VERSION: ClassVar[int] = API_VERSION
     name: ClassVar[str] = "majority"
     Options: ClassVar[type[MajorityOptions]] = MajorityOptions
+    CONFORMANCE: ClassVar[Mapping[str, Any]] = {"capabilities": {"grace": False, "sticky": False}}
 
     options: MajorityOptions
 
