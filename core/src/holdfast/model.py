@@ -91,8 +91,11 @@ class Member:
     """One copy as the group record knows it."""
 
     copy: CopyId
+    """Names the copy for as long as it is a member."""
     node: NodeName
+    """Where it is."""
     state: CopyState
+    """Whether acknowledgements need it."""
     incarnation: str = ""
     """Drawn when the copy's directory is made; empty until the copy has presented itself."""
     since: float = 0.0
@@ -113,14 +116,19 @@ class GroupRecord:
     """The one small compare-and-set value of a group; see the design, section 4."""
 
     volume: VolumeId
+    """Whose record this is."""
     epoch: Epoch
+    """Rises exactly when the primary or the in-sync set changes."""
     primary: CopyId
+    """The copy that orders writes; always in sync."""
     members: tuple[Member, ...]
     """In order of joining; at most one per node."""
     access: Access = Access.READ_WRITE
+    """What the policy lets consumers do."""
     grace_started_at: float | None = None
     """When the online replicas first fell below the policy's least; Unix seconds."""
     attachment_generation: int = 0
+    """Rises with every new writer session; requests of an older one are refused (R11)."""
     attached_node: NodeName | None = None
     """The node whose frontend holds the writer session, if any."""
     attached_process: str = ""

@@ -23,8 +23,11 @@ class Superblock:
     """Who this copy is and what it last knew; two slots on disk, written and flushed in turn."""
 
     cluster: str
+    """The cluster's name; a copy of another one is not opened."""
     volume: VolumeId
+    """Whose bytes these are."""
     copy: CopyId
+    """Which copy of it."""
     incarnation: str
     """Drawn when the directory is made; another one is another disk."""
     boot: str
@@ -40,6 +43,7 @@ class Superblock:
     clean: bool
     """Closed in order: nothing is suspect."""
     size_bytes: int
+    """How large the copy is."""
     hash_key: str
     """64 hexadecimal digits."""
     generation: int = 0

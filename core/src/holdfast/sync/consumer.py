@@ -40,7 +40,9 @@ class SessionPhase(enum.Enum):
     SEEKING = "seeking"
     """No link; the record names a node to try."""
     OPENING = "opening"
+    """A connection is being made, or its `SessionOpen` waits for an answer."""
     OPEN = "open"
+    """A primary has taken it."""
     CLOSED = "closed"
     """For good."""
 

@@ -21,7 +21,9 @@ from holdfast.units import MIB, CopyId, NodeName
 from holdfast.units import Sequence as Position
 
 WINDOW_BYTES = 32 * MIB
+"""Unacknowledged bytes beyond which a syncing copy gets dirty bits instead of live writes (R12)."""
 WINDOW_FRAMES = 4096
+"""The same in batches."""
 SYNC_IN_FLIGHT_BYTES = 4 * MIB
 """Sync data on its way to one copy; enough for 10 Gbit/s at 3 ms."""
 SYNC_BUSY_BYTES = MIB
@@ -36,11 +38,15 @@ class Phase(enum.Enum):
     """How far the link of a leg has come."""
 
     CLOSED = "closed"
+    """No link; one is opened when it is due."""
     OPENING = "opening"
+    """A connection is being made."""
     ATTACHING = "attaching"
+    """`Attach` is on its way, or the copy has not answered."""
     READY = "ready"
     """The copy has presented itself; nothing flows yet."""
     STREAMING = "streaming"
+    """Batches flow."""
 
 
 @define

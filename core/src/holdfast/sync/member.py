@@ -49,12 +49,17 @@ class Role(enum.Enum):
     """What the copy is in its group right now."""
 
     REPLICA = "replica"
+    """Follows a primary, or waits for one."""
     CANDIDATE = "candidate"
+    """The primary was silent for too long: follows it no longer and asks for the group."""
     PRIMARY = "primary"
+    """Named by the record; serves once it has reconciled."""
     FAILED = "failed"
     """Its disk failed; it takes part in nothing until it is opened anew."""
     REMOVED = "removed"
+    """The record names it no longer; its data is deleted."""
     STOPPED = "stopped"
+    """At rest; its node is stopping."""
 
 
 @define
