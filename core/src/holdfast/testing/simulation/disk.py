@@ -68,6 +68,7 @@ class CopyDisk:
             if not length:
                 continue
             assert not (offset | length) % BLOCK_BYTES, (offset, length)
+            assert offset + length <= self.size_bytes, (offset, length, self.size_bytes)
             first = offset // BLOCK_BYTES
             last = first + length // BLOCK_BYTES - 1
             if kind in _WRITES:
@@ -212,4 +213,13 @@ class CopyDisk:
         """Write the superblock durably; one that says `clean` is preceded by a flush."""
         if superblock.clean:
             self.flush_done(self.flush_mark())
-        self.superblock = attrs.evolve(superblock, generation=self.superblock.generation + 1)
+        generation = self.superblock.generation + 1
+        self.superblock = attrs.evolve(
+            superblock, generation=generation, size_bytes=self.size_bytes
+        )
+
+    def resize(self, size_bytes: int) -> None:
+        """Grow durably; what is new is zeros."""
+        assert size_bytes >= self.size_bytes
+        self.size_bytes = size_bytes
+        self.save(self.superblock)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from attrs import evolve, frozen
@@ -16,7 +17,7 @@ from attrs import evolve, frozen
 from holdfast.errors import FaultReason
 from holdfast.model import CopyState
 from holdfast.sync import events as ev
-from holdfast.units import NodeName, VolumeId
+from holdfast.units import BLOCK_BYTES, NodeName, VolumeId
 
 if TYPE_CHECKING:
     from holdfast.testing.simulation.node import Machine
@@ -75,6 +76,9 @@ KINDS: dict[str, int] = {
     "replicas": 2,
     "remount": 2,
     "takeover": 1,
+    "resize": 2,
+    "move": 2,
+    "drain": 2,
 }
 """Kind to weight."""
 
@@ -155,6 +159,7 @@ def heal(world: World) -> None:
     store.slow_s = store.unsure = 0.0
     for machine in world.machines.values():
         machine.down_until = min(machine.down_until, world.now)
+        _set_draining(machine, draining=False)
         process = machine.process
         if process is None:
             machine.start()
@@ -377,6 +382,35 @@ def _replicas(world: World, fault: Fault) -> None:
     world.store.change_spec(fault.volume, replicas=min(most, replicas))
 
 
+def _resize(world: World, fault: Fault) -> None:
+    spec = world.store.specs.get(fault.volume)
+    if spec is not None:
+        # Not by whole chunks, so that a last chunk that was short grows as well.
+        more = (1 + int(fault.amount * 40)) * BLOCK_BYTES
+        world.store.change_spec(fault.volume, size_bytes=spec.size_bytes + more)
+
+
+def _move(world: World, fault: Fault) -> None:
+    stored = world.store.records.get(fault.volume)
+    if stored is None or len(fault.nodes) < 2:
+        return
+    source, target = fault.nodes[:2]
+    if stored[0].on_node(source) is not None and stored[0].on_node(target) is None:
+        _to_primary(world, fault.volume, ev.MoveCopy(source, target))
+
+
+def _drain(world: World, fault: Fault) -> None:
+    machine = _machine(world, fault)
+    _set_draining(machine, draining=True)
+    world.after(fault.duration * 2, partial(_set_draining, machine, draining=False))
+
+
+def _set_draining(machine: Machine, *, draining: bool) -> None:
+    machine.cordoned = machine.draining = draining
+    if machine.process is not None:
+        machine.process.publish()
+
+
 def _remount(world: World, fault: Fault) -> None:
     _reattach(world, fault, force=False)
 
@@ -421,4 +455,7 @@ _STRIKES: dict[str, Callable[[World, Fault], None]] = {
     "replicas": _replicas,
     "remount": _remount,
     "takeover": _takeover,
+    "resize": _resize,
+    "move": _move,
+    "drain": _drain,
 }

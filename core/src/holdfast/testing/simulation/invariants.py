@@ -121,14 +121,15 @@ class Invariants:
         asked = self.world.flush_starts.get(request_id)
         if asked is None:
             return
+        newest_loss = max(history.losses, default=-1)
         for node, disk in self.in_sync_disks(record):
             if disk.tainted or disk.rotten:
                 continue
             for block in {number for number, _ in disk.log}:
                 newest = -1
                 for access in history.blocks.get(block, ()):
-                    if access.is_write and access.end < asked and access.start > newest:
-                        newest = access.start
+                    if access.is_write and access.end < asked and access.end > newest_loss:
+                        newest = max(newest, access.start)
                 have = value_of(disk.stable.get(block, ZERO_BLOCK))
                 if newest >= 0 and isinstance(have, int):
                     if _is_older(history, block, have, newest):

@@ -201,6 +201,11 @@ class Process:
         self.world.clients_start(self)
 
     def _renew(self) -> None:
+        self.publish()
+        self.world.after(SESSION_TTL_S / 3, self.run, self._renew)
+
+    def publish(self) -> None:
+        """Write the node's record, and renew its lease with it."""
         record = NodeRecord(
             name=self.name,
             address=f"{self.name}:5703",
@@ -213,7 +218,6 @@ class Process:
             labels=self.machine.labels,
         )
         self.world.store.renew(self, record)
-        self.world.after(SESSION_TTL_S / 3, self.run, self._renew)
 
     def _open_found(self, volume: VolumeId) -> None:
         self._opening.add(volume)

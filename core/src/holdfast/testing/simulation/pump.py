@@ -20,6 +20,7 @@ from holdfast.model import GroupRecord
 from holdfast.sync import events as ev
 from holdfast.sync.events import Event, LinkId
 from holdfast.sync.member import GroupMember, Role
+from holdfast.sync.opening import opened
 from holdfast.testing.simulation.disk import CopyDisk
 from holdfast.testing.simulation.invariants import Violation
 from holdfast.testing.simulation.network import End
@@ -259,7 +260,7 @@ class Pump:
 
     def _resize(self, effect: ev.ResizeDisk) -> None:
         def work() -> None:
-            self.disk.size_bytes = effect.size_bytes
+            self.disk.resize(effect.size_bytes)
 
         self._meta(work, ev.Saved(effect.token))
 
@@ -392,4 +393,4 @@ _CARRY: dict[type[Any], Callable[[Pump, Any], None]] = {
 
 def opened_superblock(disk: CopyDisk, boot: str) -> None:
     """Say on disk that the copy is in use, as whoever opens it must before anything else."""
-    disk.save(attrs.evolve(disk.superblock, clean=False, boot=boot))
+    disk.save(opened(disk.superblock, boot))

@@ -187,14 +187,16 @@ class Client:
     def _draw(self) -> Request | None:
         world, load = self.process.world, self.load
         rng = world.rng
+        assert self.session is not None
+        blocks = self.session.size_bytes // BLOCK_BYTES
         roll = rng.random()
         if roll < 0.06:
             return self._make(RequestKind.FLUSH, 0, 0, 0)
         if rng.random() < 0.8:
             first = load.hot[int(rng.random() * len(load.hot))]
         else:
-            first = rng.randrange(load.blocks)
-        count = min(rng.choice((1, 1, 1, 1, 2, 4)), load.blocks - first)
+            first = rng.randrange(blocks)
+        count = min(rng.choice((1, 1, 1, 1, 2, 4)), blocks - first)
         if load.ordered and self._is_busy(first, count):
             return None
         if roll < 0.40:
