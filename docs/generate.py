@@ -1,17 +1,20 @@
-"""Writes the pages of the documentation that come from the code.
+"""Writes the pages of the documentation that come from the code, and the parts of others that do.
 
     python docs/generate.py            writes them
     python docs/generate.py --check    exits with 1 when a page is not what the code says
 
-A page is a function that returns its text; a test runs the check.
+A page is a function that returns its text, or a hand-written file with markers around what `parts.py`
+fills in; a test runs the check.
 """
 
 from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+
+import parts
 
 DOCS = Path(__file__).parent
 
@@ -34,12 +37,19 @@ PAGES: Mapping[str, Callable[[], str]] = {
 }
 
 
+def _texts() -> Iterator[tuple[str, str]]:
+    for name, make in PAGES.items():
+        yield name, make()
+    for path in parts.pages():
+        yield path.name, parts.filled(path.read_text(encoding="utf-8"))
+
+
 def main(arguments: list[str]) -> int:
     """Write all pages, or with `--check` compare them; return the exit code."""
     check = "--check" in arguments
     stale = False
-    for name, make in PAGES.items():
-        path, text = DOCS / name, make().rstrip() + "\n"
+    for name, made in _texts():
+        path, text = DOCS / name, made.rstrip() + "\n"
         old = path.read_text(encoding="utf-8") if path.exists() else ""
         if old == text:
             continue

@@ -110,7 +110,6 @@ class Node:
             self.observing,
         )
         data = [Path(path) for path in config.node.data]
-        events = EventLog((data[0] if data else Path.cwd()) / "events", self.name)
         self.hosting = Hosting(
             name=self.name,
             cluster=self.cluster,
@@ -122,7 +121,7 @@ class Node:
             dial=self.consumer.dial,
             spawn=self.tasks.spawn,
             heard=self._kick,
-            events=events,
+            events=EventLog((data[0] if data else Path.cwd()) / "events", self.name),
             observing=self.observing,
         )
         self.heartbeats = Heartbeats(
