@@ -22,6 +22,7 @@ from holdfast.model import Access, GroupRecord, VolumeSpec
 from holdfast.node.pump import Outlet, Pump
 from holdfast.sync import consumer
 from holdfast.sync import events as ev
+from holdfast.sync.attachments import session_id
 from holdfast.sync.consumer import ConsumerSession, SessionPhase
 from holdfast.units import NodeName, VolumeId
 
@@ -117,12 +118,13 @@ class NodeSession:
         read_only: bool,
         force: bool,
         io_deadline_s: float | None,
+        consumer: str = "",
     ) -> None:
         """Prepare; `start` begins to look for the primary."""
         self._host = host
         self._handler = handler
         self.spec = spec
-        self.id = uuid.uuid4().hex
+        self.id = session_id(consumer)
         self._machine = ConsumerSession(
             SessionOpen(
                 cluster=host.cluster,
@@ -210,6 +212,10 @@ class NodeSession:
         self._link = None
         self._run(self._machine.on_lost(time.monotonic()))
         self._arm()
+
+    def is_current(self, attempt: int) -> bool:
+        """Whether the link of this attempt is still the session's."""
+        return attempt == self._attempt
 
     def on_local_closed(self, outlet: _LocalOutlet) -> None:
         """The local primary has closed its end."""
@@ -300,7 +306,9 @@ class NodeSession:
             SessionPhase.OPENING,
         }:
             now = time.monotonic()
-            delay = max(0.005, self._machine.retry_at - now)
+            # While an answer is awaited, only the record is looked at again.
+            waiting = self._machine.phase is SessionPhase.OPENING
+            delay = 0.1 if waiting else max(0.005, self._machine.retry_at - now)
             self._timer = self._loop.call_later(delay, self._on_timer)
 
     def _on_timer(self) -> None:
@@ -332,6 +340,8 @@ class _RemoteHandler:
             self._session.on_messages(early)
 
     def on_messages(self, messages: Sequence[Message]) -> None:
+        if not self._session.is_current(self._attempt):
+            return  # What a deposed primary still says is said by the new one, or nobody.
         if self._ready:
             self._session.on_messages(messages)
         else:

@@ -131,11 +131,21 @@ class ConsumerSession:
 
     def on_record(self, record: GroupRecord, now: float) -> list[Outcome]:
         """The group record is now this."""
-        before, self.record = self.record, record
+        before = self.record
+        if before is not None and record.epoch < before.epoch:
+            return []
+        self.record = record
+        outcomes: list[Outcome] = []
         if before is None or before.primary != record.primary or before.epoch != record.epoch:
             self._retry_s = RETRY_S_MIN
             self.retry_at = now
-        return self.tick(now)
+        if before is not None and before.primary != record.primary:
+            if self.phase in {SessionPhase.OPENING, SessionPhase.OPEN}:
+                # A frozen or cut-off primary closes no link; what it owes is asked of the new one.
+                self.phase = SessionPhase.SEEKING
+                outcomes.append(Hang())
+        outcomes.extend(self.tick(now))
+        return outcomes
 
     def on_deleted(self) -> list[Outcome]:
         """The volume was deleted."""
