@@ -270,5 +270,5 @@ class Group:
         machine = self.world.machines[node]
         machine.cordoned, machine.draining = cordoned, draining
         if machine.process is not None:
-            machine.process._renew()
+            machine.process.publish()
         self.run(1.0)

@@ -131,7 +131,7 @@ def test_a_drain_that_is_called_off_removes_what_is_surplus() -> None:
     machine = group.world.machines[victim]
     machine.cordoned = machine.draining = True
     assert machine.process is not None
-    machine.process._renew()
+    machine.process.publish()
     group.until(lambda: len(group.record.members) == 3, "the new copy")
     group.cordon(victim, cordoned=False)
     group.until(lambda: len(group.record.members) == 2, "the end of the surplus")

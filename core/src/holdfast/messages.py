@@ -180,6 +180,8 @@ class Attached:
     suspects: tuple[tuple[int, int], ...]
     """Extents (offset, length) that may differ from the other copies: the window of recent writes,
     or after a restart the intent regions."""
+    size_bytes: int
+    """How large the copy is; it may have missed that the volume has grown."""
 
 
 @attrs.frozen
@@ -236,6 +238,22 @@ class SyncBegun:
     """Copy to primary: the mark is on disk."""
 
     epoch: Epoch
+
+
+@attrs.frozen
+class Resize:
+    """Primary to copy: grow to this size, durably, then answer `Resized`."""
+
+    epoch: Epoch
+    size_bytes: int
+
+
+@attrs.frozen
+class Resized:
+    """Copy to primary: it is at least this large, durably."""
+
+    epoch: Epoch
+    size_bytes: int
 
 
 DATA_LEVEL = 255
@@ -400,6 +418,8 @@ Message = (
     | EpochChange
     | BeginSync
     | SyncBegun
+    | Resize
+    | Resized
     | HashQuery
     | HashAnswer
     | ReadQuery

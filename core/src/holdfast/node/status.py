@@ -38,6 +38,7 @@ def volume_status(
         "name": spec.name,
         "id": spec.id,
         "size": spec.size_bytes,
+        "served_size": None if member is None else member.ctx.size_bytes,
         "declared_replicas": spec.replicas,
         "policy": spec.policy,
         "policy_options": dict(spec.policy_options),

@@ -264,14 +264,16 @@ class Volumes:
         replicas = spec.replicas if changes.replicas is None else changes.replicas
         _check_replicas(replicas)
         self._policies.refuse(policy, replicas, options)
-        size = spec.size_bytes
-        if changes.size_bytes is not None and changes.size_bytes != size:
+        size = spec.size_bytes if changes.size_bytes is None else changes.size_bytes
+        _check_size(size)
+        if size < spec.size_bytes:
             raise ConflictError(
-                f"Volume {spec.name} has {format_size(size)}, and this version cannot change that.",
-                hint="Make a larger volume and copy the data with export and import.",
+                f"Volume {spec.name} has {format_size(spec.size_bytes)} and cannot shrink.",
+                hint="Make a smaller volume and copy the data with export and import.",
             )
         return attrs.evolve(
             spec,
+            size_bytes=size,
             policy=policy,
             policy_options=options,
             replicas=replicas,

@@ -25,6 +25,16 @@ HOLDER_PATIENCE_S = 5.0
 second, so one that lives is back long before."""
 
 
+def is_same_consumer(one: str, other: str) -> bool:
+    """Return whether two session ids are known to be of the same consumer: `CONSUMER/SESSION`.
+
+    It has moved from one node's path to another's, so it may take over from itself; what its older
+    session still has under way is fenced by the generation, as with any takeover.
+    """
+    consumer, slash, _ = one.partition("/")
+    return bool(slash) and other.partition("/")[0] == consumer
+
+
 @define
 class Attachment:
     """One session link."""
@@ -139,7 +149,7 @@ class Attachments:
         """Tell every open session the size and access in force."""
         ctx = self.ctx
         for link in self.open:
-            changed = VolumeChanged(ctx.record.epoch, ctx.spec.size_bytes, ctx.record.access.value)
+            changed = VolumeChanged(ctx.record.epoch, ctx.size_bytes, ctx.record.access.value)
             out.append(Send(link, (changed,)))
 
     def close_all(self, code: str, sentence: str, out: list[Effect]) -> None:
@@ -159,12 +169,12 @@ class Attachments:
         self.waiting.pop(attachment.link, None)
         self.open[attachment.link] = attachment
         opened = SessionOpened(
-            ctx.record.epoch, generation, ctx.spec.size_bytes, ctx.record.access.value
+            ctx.record.epoch, generation, ctx.size_bytes, ctx.record.access.value
         )
         out.append(Send(attachment.link, (opened,)))
 
     def _may_take(self, record: GroupRecord, hello: SessionOpen, now: Instant) -> bool:
-        if hello.force:
+        if hello.force or is_same_consumer(record.attached_session, hello.session):
             return True
         if self._holder_is_here(record):
             return False

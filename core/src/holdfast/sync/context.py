@@ -27,6 +27,7 @@ from holdfast.sync.events import (
     Instant,
     LinkId,
     Note,
+    ResizeDisk,
     SaveDirty,
     SaveSuperblock,
 )
@@ -69,7 +70,10 @@ class Context:
     """The nodes whose leases in the store live, as last seen."""
     saved_epoch: Epoch = Epoch(0)
     """The highest epoch known to be durable in the superblock."""
+    growing_to: int = 0
+    """The size that the own copy is being grown to; no larger than `size_bytes` when it is not."""
     _saving: dict[int, Epoch] = field(factory=dict)
+    _growing: dict[int, int] = field(factory=dict)
     _last_token: int = 0
     _last_link: int = 0
 
@@ -77,6 +81,11 @@ class Context:
     def epoch(self) -> Epoch:
         """The highest epoch seen (R3)."""
         return self.superblock.epoch
+
+    @property
+    def size_bytes(self) -> int:
+        """How large the own copy is on disk; what a primary serves. The specification may want more."""
+        return self.superblock.size_bytes
 
     @property
     def me(self) -> Member | None:
@@ -110,12 +119,25 @@ class Context:
         return token
 
     def on_saved(self, token: int) -> bool:
-        """Take `Saved`; return whether it was one of `save`."""
+        """Take `Saved`; return whether the own copy has grown with it."""
+        size_bytes = self._growing.pop(token, 0)
+        if size_bytes:
+            self.superblock = attrs.evolve(self.superblock, size_bytes=size_bytes)
+            for bitmap in self.absent.values():
+                bitmap.resize(chunks_of(size_bytes))
+            return True
         epoch = self._saving.pop(token, None)
-        if epoch is None:
-            return False
-        self.saved_epoch = max(self.saved_epoch, epoch)
-        return True
+        if epoch is not None:
+            self.saved_epoch = max(self.saved_epoch, epoch)
+        return False
+
+    def grow(self, size_bytes: int, out: list[Effect]) -> None:
+        """Ask for the own copy to be grown, unless it is that large or about to be."""
+        if size_bytes > max(self.size_bytes, self.growing_to):
+            self.growing_to = size_bytes
+            token = self.token()
+            self._growing[token] = size_bytes
+            out.append(ResizeDisk(token, size_bytes))
 
     @property
     def epoch_is_durable(self) -> bool:
@@ -149,8 +171,8 @@ class Context:
                 and member.state is not CopyState.IN_SYNC
             )
             if left and in_sync and was_in_sync:
-                bitmap = Bitmap(chunks_of(self.spec.size_bytes))
-                mark_extents(bitmap, self.disk.suspects(), self.spec.size_bytes)
+                bitmap = Bitmap(chunks_of(self.size_bytes))
+                mark_extents(bitmap, self.disk.suspects(), self.size_bytes)
                 self.keep_map(member.copy, bitmap, out)
             elif member.state is CopyState.IN_SYNC or _is_another(old, member):
                 self.forget(member.copy, out)

@@ -114,6 +114,12 @@ class SyncJob:
         job.mapping = True
         return job
 
+    def grow(self, size_bytes: int) -> None:
+        """Go on with a grown volume: what is new is zeros on every copy."""
+        self.size_bytes = size_bytes
+        for bitmap in (self.dirty, self.todo, self.differ):
+            bitmap.resize(chunks_of(size_bytes))
+
     # -- state ----------------------------------------------------------------------------------
 
     @property

@@ -23,12 +23,14 @@ from holdfast.messages import (
     Op,
     OpKind,
     Refused,
+    Resized,
     SyncBegun,
 )
 from holdfast.model import CopyState, Member
 from holdfast.sync.context import Context
 from holdfast.sync.delta import SyncJob
 from holdfast.sync.events import Effect, HashDisk, Instant, LinkId, MapDisk, OpenLink, ReadDisk
+from holdfast.sync.growth import is_large_enough
 from holdfast.sync.leg import (
     OPEN_PATIENCE_S,
     RETRY_OFFLINE_S,
@@ -132,6 +134,10 @@ class Keeper:
                 leg.retry_at = now.mono + RETRY_OFFLINE_S
             if leg.phase is Phase.CLOSED and now.mono >= leg.retry_at and leg.fault is None:
                 self._open(leg, now, out)
+            if leg.phase is Phase.READY and leg.wants_sync:
+                member = self.ctx.record.find(leg.copy)
+                if member is not None and _names(member, leg):
+                    self._begin_sync(leg, now, out)
             if leg.job is not None and leg.phase is Phase.STREAMING:
                 self.drive(leg, now, out)
 
@@ -175,9 +181,9 @@ class Keeper:
             if member is not None and member.suspect:
                 self._fault(leg, FaultReason.RESTARTED, "its machine restarted")
                 return
-        if leg.phase is Phase.READY:
+        if leg.phase is Phase.READY and not leg.growing:
             return  # It has presented itself; what comes next is up to us.
-        if leg.phase is not Phase.STREAMING:
+        if leg.phase not in {Phase.READY, Phase.STREAMING}:
             since = leg.lost_since
             if since is None:
                 leg.lost_since = now.mono
@@ -186,7 +192,7 @@ class Keeper:
             elif now.mono - since > timing.lease_s:
                 self._fault(leg, FaultReason.LINK_LOST, "no stream to it could be opened")
             return
-        if leg.unacked or (leg.job is not None and leg.job.asking):
+        if leg.unacked or leg.growing or (leg.job is not None and leg.job.asking):
             patience = timing.ack_timeout_s
             if leg.in_sync and self.primary.others_in_sync() == 1:
                 patience *= 2
@@ -205,7 +211,7 @@ class Keeper:
         self.review = True
         if leg.state is CopyState.SYNCING:
             # From now until the record says so, what it misses must still be noted somewhere.
-            missed = leg.missed(self.ctx.spec.size_bytes)
+            missed = leg.missed(self.ctx.size_bytes)
             if missed is not None:
                 self.ctx.absent[leg.copy] = missed
         self.primary.require()
@@ -255,6 +261,12 @@ class Keeper:
                 leg.job.on_hashes(message.id, message.hashes, local=False)
                 self.review = True
                 self.drive(leg, now, out)
+        elif isinstance(message, Resized):
+            leg.size_bytes = max(leg.size_bytes, message.size_bytes)
+            leg.progress_at = now.mono
+            self.review = True
+            if leg.phase is Phase.READY and is_large_enough(self.ctx, leg):
+                self._present(leg, now, out)
         elif isinstance(message, CopyFailed):
             self._fault(leg, FaultReason(message.reason), message.sentence)
             if leg.state is CopyState.OFFLINE:
@@ -278,13 +290,22 @@ class Keeper:
 
     def _on_attached(self, leg: Leg, identity: Attached, now: Instant, out: list[Effect]) -> None:
         ctx = self.ctx
-        member = ctx.record.member(leg.copy)
         leg.identity = identity
         leg.phase = Phase.READY
+        leg.size_bytes = identity.size_bytes
         leg.lost_since = leg.gone_since = None
         if identity.epoch < ctx.epoch:
             # The epoch rose while the copy was presenting itself to the one before.
             leg.change_epoch(EpochChange(ctx.epoch, ctx.record.to_bytes()), out)
+        self.review = True
+        if is_large_enough(ctx, leg):
+            self._present(leg, now, out)
+
+    def _present(self, leg: Leg, now: Instant, out: list[Effect]) -> None:
+        """A copy has presented itself, and is as large as ours: decide how it comes back."""
+        ctx, identity = self.ctx, leg.identity
+        assert identity is not None
+        member = ctx.record.member(leg.copy)
         stranger = bool(member.incarnation) and member.incarnation != identity.incarnation
         if leg.in_sync:
             if stranger:
@@ -308,10 +329,12 @@ class Keeper:
         """Choose how the copy is caught up, and begin its stream (design, section 6)."""
         ctx = self.ctx
         identity = leg.identity
-        if identity is None or leg.phase is not Phase.READY:
+        if identity is None or leg.phase is not Phase.READY or not is_large_enough(ctx, leg):
             return
+        if not self.primary.serving:
+            return  # A new primary has no numbering of its own before it has reconciled.
         leg.wants_sync = False
-        size = ctx.spec.size_bytes
+        size = ctx.size_bytes
         known = ctx.absent.get(leg.copy)
         if identity.fresh:
             leg.job = SyncJob.filling(size, now.mono)

@@ -12,12 +12,12 @@ from collections import deque
 from attrs import define, field
 
 from holdfast.errors import FaultReason
-from holdfast.messages import Attached, Batch, EpochChange, Message
+from holdfast.messages import Attached, Batch, EpochChange, Message, Resize
 from holdfast.model import CopyState
 from holdfast.sync.bitmap import Bitmap
 from holdfast.sync.delta import SyncJob, mark_extents
 from holdfast.sync.events import CloseLink, Effect, LinkId, Send
-from holdfast.units import MIB, CopyId, NodeName
+from holdfast.units import MIB, CopyId, Epoch, NodeName
 from holdfast.units import Sequence as Position
 
 WINDOW_BYTES = 32 * MIB
@@ -88,6 +88,10 @@ class Leg:
     """Presented itself while not in sync; the record is to say that it is syncing."""
     settled_at: Position = Position(0)
     """What the local disk must have applied before anything of it is compared or read for this leg."""
+    size_bytes: int = 0
+    """How large the copy has said that it is."""
+    size_asked: int = 0
+    """What it was last asked to grow to on this link."""
     queries: dict[int, int] = field(factory=dict)
     """Local disk token to query id of the job."""
     read_token: int | None = None
@@ -163,6 +167,19 @@ class Leg:
         if self.phase is Phase.STREAMING and self.link is not None:
             out.append(Send(self.link, (message,)))
 
+    def ask_size(self, epoch: Epoch, size_bytes: int, now: float, out: list[Effect]) -> None:
+        """Ask the copy to grow, once on each link."""
+        if max(self.size_bytes, self.size_asked) < size_bytes and self.link is not None:
+            if not self.unacked and not self.growing:
+                self.progress_at = now
+            self.size_asked = size_bytes
+            out.append(Send(self.link, (Resize(epoch, size_bytes),)))
+
+    @property
+    def growing(self) -> bool:
+        """Whether the copy was asked to grow and has not answered."""
+        return self.size_asked > self.size_bytes
+
     def change_epoch(self, change: EpochChange, out: list[Effect]) -> None:
         """Tell the new epoch; unacknowledged batches are of it from here on.
 
@@ -182,6 +199,7 @@ class Leg:
     def drop_link(self) -> None:
         """The link is gone."""
         self.link = None
+        self.size_asked = 0
         self.phase = Phase.CLOSED
         self.identity = None
 

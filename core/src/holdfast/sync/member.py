@@ -28,7 +28,7 @@ from holdfast.messages import (
 )
 from holdfast.model import CopyState, GroupRecord
 from holdfast.sync import events as ev
-from holdfast.sync import membership
+from holdfast.sync import growth, membership
 from holdfast.sync.attachments import Attachments
 from holdfast.sync.context import Context
 from holdfast.sync.departure import Departure
@@ -185,7 +185,8 @@ class GroupMember:
             case ev.Tick():
                 pass
             case ev.Saved():
-                ctx.on_saved(event.token)
+                if ctx.on_saved(event.token) and self.primary is not None:
+                    growth.on_grown(ctx, self.primary, out)
                 self._on_progress(now, out)
             case ev.RecordSeen():
                 self._on_record_seen(event, now, out)
@@ -270,6 +271,7 @@ class GroupMember:
         assert keeper is not None
         assert healing is not None
         keeper.review = False
+        growth.tend(self.ctx, primary, now, out)
         keeper.tend(now, out)
         if keeper.deposed_by:
             self._read_record(out)
@@ -308,6 +310,8 @@ class GroupMember:
         if not ctx.epoch_is_durable or not ctx.disk.idle:
             return
         if any(leg.phase not in {Phase.READY, Phase.STREAMING} for leg in in_sync):
+            return
+        if not all(growth.is_large_enough(ctx, leg) for leg in in_sync):
             return
         if any(leg.job is None and not leg.equal for leg in in_sync) or not primary.reconciling:
             primary.reconcile_jobs(now)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+import attrs
+
 from holdfast.interfaces.copy import Superblock
 from holdfast.model import GroupRecord, VolumeSpec
 from holdfast.sync.bitmap import Bitmap
@@ -15,6 +17,15 @@ from holdfast.sync.member import GroupMember
 from holdfast.sync.peers import Peers
 from holdfast.sync.placement import ScoreOf
 from holdfast.units import REGION_BYTES, CopyId, NodeName, chunks_of
+
+
+def opened(superblock: Superblock, boot: str) -> Superblock:
+    """Return what must be on disk before an opened copy does anything.
+
+    After an unclean stop the old boot id stays until the copy is known to hold what it should: a
+    loss of power must not be forgotten because the process was started twice since.
+    """
+    return attrs.evolve(superblock, clean=False, boot=boot if superblock.clean else superblock.boot)
 
 
 def open_member(
@@ -46,7 +57,7 @@ def open_member(
         node: This node.
         process: This process' session.
         boot: The machine's boot id.
-        superblock: As on disk; the caller has already saved it with `clean` false and `boot` set.
+        superblock: As on disk; the caller has already saved what `opened` returns of it.
         was_clean: Whether the superblock said `clean` before that.
         rebooted: Whether the boot id had changed.
         fresh: Whether the copy was just made.
@@ -73,7 +84,7 @@ def open_member(
         # Marks that a clean stop left are only waiting to be cleared.
         for region in marked_regions:
             disk.touch(region)
-    chunks = chunks_of(spec.size_bytes)
+    chunks = chunks_of(superblock.size_bytes)
     absent: dict[CopyId, Bitmap] = {}
     for copy, raw in dirty_maps.items():
         if raw[:MAP_TAG_BYTES] != map_tag(record.find(copy)):
@@ -82,7 +93,7 @@ def open_member(
         mark_extents(
             bitmap,
             [(region * REGION_BYTES, REGION_BYTES) for region in disk.pinned],
-            spec.size_bytes,
+            superblock.size_bytes,
         )
         absent[copy] = bitmap
     ctx = Context(

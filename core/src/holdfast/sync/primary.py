@@ -119,7 +119,7 @@ class PrimaryRole:
         self, link: LinkId, requests: Sequence[Request], now: Instant, out: list[Effect]
     ) -> None:
         ctx = self.ctx
-        size = ctx.spec.size_bytes
+        size = ctx.size_bytes
         first = sequence = self.next
         ops: list[Op] = []
         size_bytes = 0
@@ -223,7 +223,7 @@ class PrimaryRole:
         if denied is not None and denied[0]:
             out.append(SendReplies(link, [Reply(r.id, denied[0]) for r in requests]))
             return
-        size = self.ctx.spec.size_bytes
+        size = self.ctx.size_bytes
         ready: list[Request] = []
         lease = self.lease_until() > now.mono and not self.stopped
         window = self.ctx.disk.window if self.commit < self.next - 1 else ()
@@ -382,7 +382,7 @@ class PrimaryRole:
             leg.phase = Phase.STREAMING
             leg.process = leg.identity.session
             leg.progress_at = now.mono
-            leg.job = SyncJob.confirming("reconcile", ctx.spec.size_bytes, extents, None, now.mono)
+            leg.job = SyncJob.confirming("reconcile", ctx.size_bytes, extents, None, now.mono)
             leg.equal = False
         # An absent copy may hold other bytes there, whichever version has won.
         ops = [Op(OpKind.ZERO, offset, length) for offset, length in _clip(extents, ctx)]
@@ -390,7 +390,7 @@ class PrimaryRole:
 
 
 def _clip(extents: Sequence[tuple[int, int]], ctx: Context) -> list[tuple[int, int]]:
-    size = ctx.spec.size_bytes
+    size = ctx.size_bytes
     return [(o, min(length, size - o)) for o, length in extents if o < size]
 
 

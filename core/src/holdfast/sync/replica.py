@@ -27,6 +27,8 @@ from holdfast.messages import (
     ReadAnswer,
     ReadQuery,
     Refused,
+    Resize,
+    Resized,
     SyncBegun,
 )
 from holdfast.model import CopyState, GroupRecord
@@ -35,7 +37,7 @@ from holdfast.sync.events import CloseLink, Effect, HashDisk, Instant, LinkId, R
 from holdfast.units import Epoch
 from holdfast.units import Sequence as Position
 
-StreamMessage = Batch | EpochChange | BeginSync | HashQuery | ReadQuery
+StreamMessage = Batch | EpochChange | BeginSync | Resize | HashQuery | ReadQuery
 
 
 @define
@@ -55,6 +57,8 @@ class ReplicaRole:
     _session: str = ""
     """The primary's process, for resuming."""
     _greeting: bool = False
+    _resizing: int = 0
+    """The size that the primary has asked for and was not answered."""
     _begun: bool = False
     _streaming: bool = False
     """Sequences mean something to the primary: in sync, or a sync has begun. Before that, an
@@ -74,6 +78,7 @@ class ReplicaRole:
         self.heard_since = now.mono
         self._acked = (Position(-1), Position(-1))
         self._begun = False
+        self._resizing = 0
         self._answers.clear()
         if not hello.resume or hello.session != self._session:
             self.received = ctx.disk.submitted
@@ -88,6 +93,7 @@ class ReplicaRole:
         """The stream is cut; what it brought stays in the window."""
         self.link = None
         self._greeting = self._begun = False
+        self._resizing = 0
         self._answers.clear()
 
     def on_messages(
@@ -116,6 +122,10 @@ class ReplicaRole:
                 self._on_batch(message, now, out)
             elif isinstance(message, BeginSync):
                 self._on_begin_sync(message, out)
+            elif isinstance(message, Resize):
+                self._resizing = max(self._resizing, message.size_bytes)
+                ctx.grow(message.size_bytes, out)
+                self.on_progress(out)
             elif isinstance(message, HashQuery):
                 token = ctx.token()
                 self._answers[token] = (message.id, False)
@@ -157,6 +167,9 @@ class ReplicaRole:
             self._streaming = True
             out.append(Send(self.link, (SyncBegun(ctx.epoch),)))
             ctx.disk.unblock(out)
+        if self._resizing and ctx.size_bytes >= self._resizing:
+            out.append(Send(self.link, (Resized(ctx.epoch, ctx.size_bytes),)))
+            self._resizing = 0
         acked = (ctx.disk.applied, ctx.disk.durable)
         if acked != self._acked and self._streaming:
             self._acked = acked
@@ -192,6 +205,7 @@ class ReplicaRole:
                         rebooted=ctx.rebooted,
                         fresh=ctx.fresh,
                         suspects=tuple(ctx.disk.suspects()),
+                        size_bytes=ctx.size_bytes,
                     ),
                 ),
             )

@@ -45,7 +45,7 @@ class VerifyJob:
     @classmethod
     def over(cls, token: int, primary: PrimaryRole) -> VerifyJob:
         """Return a run over the whole volume."""
-        return cls(token, primary, chunks_of(primary.ctx.spec.size_bytes))
+        return cls(token, primary, chunks_of(primary.ctx.size_bytes))
 
     def advance(self, now: Instant, out: list[Effect]) -> None:
         """Ask for the next batch when the last one is compared."""

@@ -59,6 +59,8 @@ COLD: Final[dict[type[Any], tuple[FrameType, ColdCodec]]] = {
         (m.SyncBegun, FrameType.SYNC_BEGUN),
         (m.ReadQuery, FrameType.READ_QUERY),
         (m.CopyFailed, FrameType.COPY_FAILED),
+        (m.Resize, FrameType.RESIZE),
+        (m.Resized, FrameType.RESIZED),
         (m.SessionOpen, FrameType.SESSION_OPEN),
         (m.SessionOpened, FrameType.SESSION_OPENED),
         (m.VolumeChanged, FrameType.VOLUME_CHANGED),

@@ -66,6 +66,8 @@ class FrameType(enum.IntEnum):
     READ_QUERY = 26
     READ_ANSWER = 27
     COPY_FAILED = 28
+    RESIZE = 29
+    RESIZED = 30
     SESSION_OPEN = 32
     SESSION_OPENED = 33
     REQUESTS = 34

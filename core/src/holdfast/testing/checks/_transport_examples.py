@@ -34,6 +34,7 @@ EXAMPLES: tuple[m.Message, ...] = (
         rebooted=True,
         fresh=False,
         suspects=((0, 65536), (2**45, 4096)),
+        size_bytes=2**46,
     ),
     m.Refused(code="stale-epoch", sentence="Epoch 6 is over: “7” is in force.", epoch=_EPOCH),
     m.Batch(
@@ -93,5 +94,7 @@ EXAMPLES: tuple[m.Message, ...] = (
     m.Heartbeat(number=2, version=2, leases=None, stall_s=0.0),
     m.HeartbeatAnswer(number=2, version=-1, refused=((_VOLUME, Epoch(9)),), stall_s=1e-3),
     m.HeartbeatAnswer(number=3, version=2, refused=(), stall_s=0.0),
+    m.Resize(epoch=_EPOCH, size_bytes=2**46),
+    m.Resized(epoch=_EPOCH, size_bytes=2**46),
 )
 """Contents a handler would refuse are fine here: a transport does not know what a message means."""

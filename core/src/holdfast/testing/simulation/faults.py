@@ -134,7 +134,7 @@ def _strike(world: World, fault: Fault) -> None:
 
 
 def _meant(world: World, fault: Fault, name: NodeName) -> NodeName:
-    """Return the node that `@primary`, `@replica`, `@other` or `@spare` means now, or nothing."""
+    """Return the node that `@primary`, `@replica`, `@other`, `@spare` or `@writer` means now, or nothing."""
     record, _ = world.store.records[fault.volume]
     others = [m.node for m in record.members if m.copy != record.primary]
     spare = [n for n in world.machines if record.on_node(n) is None]
@@ -143,6 +143,7 @@ def _meant(world: World, fault: Fault, name: NodeName) -> NodeName:
         "@replica": others[:1],
         "@other": others[1:2],
         "@spare": spare[:1],
+        "@writer": [record.attached_node] if record.attached_node else [],
     }.get(name, [name])
     return meant[0] if meant else NodeName("")
 
@@ -416,6 +417,12 @@ def _remount(world: World, fault: Fault) -> None:
 
 
 def _takeover(world: World, fault: Fault) -> None:
+    """A consumer that was refused takes the volume by force; if none was, the holder starts anew."""
+    for process in world.processes():
+        for client in process.clients.get(fault.volume, ()):
+            if not client.is_attached:
+                client.force_next = True
+                return
     _reattach(world, fault, force=True)
 
 

@@ -98,6 +98,11 @@ class Client:
         self.process.world.after(0.3, self.process.run, self._new_session)
 
     @property
+    def is_attached(self) -> bool:
+        """Whether the session has been let in, as far as it knows."""
+        return self.session is not None and self.session.opened
+
+    @property
     def idle(self) -> bool:
         """Whether everything asked was answered."""
         return not self.asked
