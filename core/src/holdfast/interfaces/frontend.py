@@ -77,9 +77,23 @@ class VolumeProvider(Protocol):
         ...
 
     async def open(
-        self, name: str, handler: SessionHandler, *, read_only: bool = False, force: bool = False
+        self,
+        name: str,
+        handler: SessionHandler,
+        *,
+        read_only: bool = False,
+        force: bool = False,
+        consumer: str = "",
     ) -> VolumeSession:
         """Open a session and return once the primary serves it.
+
+        Args:
+            name: Of the volume.
+            handler: Told answers, changes and the end.
+            read_only: Write nothing, and disturb nobody who does.
+            force: Take the volume over from whoever holds it.
+            consumer: Who is behind the session, where the protocol tells: the same one, coming by
+                another node, takes over from itself without force. Empty when nobody knows.
 
         Raises:
             NotFoundError: No volume has this name.

@@ -76,7 +76,13 @@ class Consumer:
         return await self.directory.find(name)
 
     async def open(
-        self, name: str, handler: SessionHandler, *, read_only: bool = False, force: bool = False
+        self,
+        name: str,
+        handler: SessionHandler,
+        *,
+        read_only: bool = False,
+        force: bool = False,
+        consumer: str = "",
     ) -> NodeSession:
         """Open a session and return once the primary serves it."""
         spec = await self.directory.find(name)
@@ -85,7 +91,13 @@ class Consumer:
             if record is not None:
                 self.directory.groups.setdefault(spec.id, (record, version))
         session = NodeSession(
-            self, spec, handler, read_only=read_only, force=force, io_deadline_s=None
+            self,
+            spec,
+            handler,
+            read_only=read_only,
+            force=force,
+            consumer=consumer,
+            io_deadline_s=None,
         )
         self._sessions.setdefault(spec.id, set()).add(session)
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import time
 import uuid
 from collections.abc import Coroutine, Sequence
@@ -22,13 +23,24 @@ from holdfast.model import Access, GroupRecord, VolumeSpec
 from holdfast.node.pump import Outlet, Pump
 from holdfast.sync import consumer
 from holdfast.sync import events as ev
-from holdfast.sync.attachments import session_id
 from holdfast.sync.consumer import ConsumerSession, SessionPhase
 from holdfast.units import NodeName, VolumeId
 
 OPEN_PATIENCE_S = 30.0
 """How long opening a session may take: a failover with a full reconcile fits in."""
 CLOSE_PATIENCE_S = 5.0
+
+
+def session_id(consumer: str = "") -> str:
+    """Return a new session's id, which tells sessions of one consumer without naming it.
+
+    Args:
+        consumer: Who is behind the session, such as a host's NQN; empty when nobody knows.
+    """
+    own = uuid.uuid4().hex
+    if not consumer:
+        return own
+    return f"{hashlib.blake2s(consumer.encode(), digest_size=16).hexdigest()}/{own}"
 
 
 class SessionHost(Protocol):

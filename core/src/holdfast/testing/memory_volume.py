@@ -174,6 +174,7 @@ class MemorySession:
     handler: SessionHandler = attrs.field(repr=False)
     read_only: bool
     answers_at_once: bool
+    consumer: str = ""
     spec: VolumeSpec = attrs.field(init=False)
     size_bytes: int = attrs.field(init=False)
     access: Access = attrs.field(init=False)
@@ -281,20 +282,26 @@ class MemoryVolumeProvider:
         return self._volume(name).spec
 
     async def open(
-        self, name: str, handler: SessionHandler, *, read_only: bool = False, force: bool = False
+        self,
+        name: str,
+        handler: SessionHandler,
+        *,
+        read_only: bool = False,
+        force: bool = False,
+        consumer: str = "",
     ) -> MemorySession:
         """Open a session; raises `NotFoundError`, or `ConflictError` when another one writes."""
         volume = self._volume(name)
         writers = [s for s in volume.sessions if not s.read_only]
         if writers and not read_only and not volume.spec.shared:
-            if not force:
+            if not force and not (consumer and writers[0].consumer == consumer):
                 raise ConflictError(
                     f"Volume {name} is in use by another session.",
                     hint="Close that one first, or take over with force.",
                 )
             for writer in writers:
                 writer.end(f"Another session took volume {name} over.")
-        session = MemorySession(volume, handler, read_only, self.answers_at_once)
+        session = MemorySession(volume, handler, read_only, self.answers_at_once, consumer)
         volume.sessions.append(session)
         volume.opened += 1
         return session

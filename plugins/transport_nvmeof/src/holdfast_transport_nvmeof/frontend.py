@@ -255,7 +255,9 @@ class NvmeTcpFrontend:
         if closing is not None:
             await asyncio.wait([closing])
         try:
-            session = await self.provider.open(subsystem.name, subsystem)
+            session = await self.provider.open(
+                subsystem.name, subsystem, consumer=subsystem.consumer
+            )
         except HoldfastError as error:
             _log.warning("NVMe/TCP volume %s: %s", subsystem.name, error)
             subsystem.refused(error)
