@@ -81,3 +81,22 @@ def test_a_volume_explains_itself(start_cluster: Start) -> None:
     with NbdConnection(cluster.url("db")) as volume:
         volume.call(Command.WRITE, 0, data=b"x" * CHUNK_BYTES)
     assert cluster.show("db")["access"] == "read-write"
+
+
+def test_a_volume_grows_under_a_writer(start_cluster: Start) -> None:
+    cluster = start_cluster(nodes=3)
+    cluster.create("db", "16MiB", "--member-missing-timeout", "600")
+    with NbdConnection(cluster.url("db", cluster.primary("db"))) as volume:
+        volume.call(Command.WRITE, 0, data=b"x" * CHUNK_BYTES)
+        cluster.do("volume", "resize", "db", "--size", "32MiB")
+        volume.call(Command.WRITE, CHUNK_BYTES, data=b"y" * CHUNK_BYTES)
+    with NbdConnection(cluster.url("db", cluster.replicas("db")[0])) as volume:
+        assert volume.size_bytes == 32 << 20
+        volume.call(Command.WRITE, (32 << 20) - CHUNK_BYTES, data=b"z" * CHUNK_BYTES)
+        cluster.kill(cluster.primary("db"))
+        assert volume.call(Command.READ, (32 << 20) - CHUNK_BYTES, CHUNK_BYTES)[:1] == b"z"
+    assert cluster.show("db")["size"] == 32 << 20
+    assert cluster.run("volume", "resize", "db", "--size", "16MiB").code == 6
+    cluster.up()
+    cluster.wait_healthy("db")
+    cluster.verify("db")

@@ -101,6 +101,7 @@ class FakeService:
             "declared_replicas": replicas,
             "policy": request.policy or "hard",
             "policy_options": dict(request.policy_options),
+            "labels": dict(request.labels),
             "health": "healthy",
             "access": "read-write",
             "epoch": 1,
@@ -125,7 +126,7 @@ class FakeService:
         status = await self.volume(name)
         given = {k: v for k, v in attrs.asdict(changes).items() if v is not None}
         if "size_bytes" in given:
-            status["size"] = given.pop("size_bytes")
+            status["size"] = status["served_size"] = given.pop("size_bytes")
         if "replicas" in given:
             status["declared_replicas"] = given.pop("replicas")
         status.update(given)

@@ -290,3 +290,14 @@ def test_explain_tells_why_what_comes_and_what_helps(holdfast: Command) -> None:
     assert "holdfast node start n2" in page
     assert holdfast("--json", "explain", "db").json["help"][0]["command"]
     assert holdfast("explain", "nothing").code == 5
+
+
+def test_a_volume_grows_and_never_shrinks(holdfast: Command) -> None:
+    holdfast("volume", "create", "db", "--size", "1GiB", "--spread", "zone")
+    assert holdfast("--json", "volume", "show", "db").json["labels"] == {"holdfast/spread": "zone"}
+    assert holdfast("volume", "resize", "db", "--size", "2GiB").out == (
+        "Volume db has 2 GiB now.\n"
+    )
+    assert holdfast("volume", "resize", "db", "--size", "huge").code == 2
+    changed = holdfast("--json", "volume", "set", "db", "--member-missing-timeout", "900")
+    assert changed.json["member_missing_timeout_s"] == 900

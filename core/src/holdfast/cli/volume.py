@@ -17,6 +17,7 @@ from holdfast.cli import volume_admin, volume_data
 from holdfast.cli.context import Context, here, pairs, put, put_json, put_json_line, warn
 from holdfast.errors import NotFoundError, UnavailableError, UsageError
 from holdfast.node.control_client import ControlClient, Json
+from holdfast.sync.placement import SPREAD_LABEL
 from holdfast.units import format_size, parse_size
 
 app = typer.Typer(
@@ -34,6 +35,17 @@ Settings = Annotated[
 ]
 Labels = Annotated[
     list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="A label; repeat.")
+]
+
+MissingTimeout = Annotated[
+    float | None,
+    typer.Option(
+        "--member-missing-timeout",
+        metavar="SECONDS",
+        min=0,
+        help="How long a lost copy is waited for before a replacement is made; 0: not at all.",
+        show_default="as configured: 0",
+    ),
 ]
 
 POLL_S = 0.2
@@ -69,6 +81,15 @@ def create(
     ] = None,
     settings: Settings = None,
     label: Labels = None,
+    spread: Annotated[
+        str | None,
+        typer.Option(
+            "--spread",
+            metavar="KEY",
+            help="Put copies on nodes that differ in this node label, such as zone.",
+        ),
+    ] = None,
+    missing: MissingTimeout = None,
     shared: Annotated[
         bool,
         typer.Option("--shared", help="Let several nodes write at once (cluster file systems)."),
@@ -98,7 +119,8 @@ def create(
         replicas=replicas,
         policy=policy,
         policy_options=pairs(settings or [], "--set"),
-        labels=pairs(label or [], "--label"),
+        labels=_labels(label, spread),
+        member_missing_timeout_s=missing,
         shared=shared or None,
         primary_node=node,
     )
@@ -160,6 +182,7 @@ def change(
     ] = None,
     settings: Settings = None,
     label: Labels = None,
+    missing: MissingTimeout = None,
 ) -> None:
     """Change what is declared of a volume, while it is in use.
 
@@ -171,6 +194,7 @@ def change(
         "policy": policy,
         "policy_options": pairs(settings, "--set") if settings else None,
         "labels": pairs(label, "--label") if label else None,
+        "member_missing_timeout_s": missing,
     }
     if all(value is None for value in changes.values()):
         raise UsageError("Nothing is to be changed.", hint="See `holdfast volume set -h`.")
@@ -282,6 +306,11 @@ def wait(
 
 volume_data.add_to(app)
 volume_admin.add_to(app)
+
+
+def _labels(words: list[str] | None, spread: str | None) -> dict[str, str]:
+    labels = pairs(words or [], "--label")
+    return labels if spread is None else labels | {SPREAD_LABEL: spread}
 
 
 def wait_healthy(

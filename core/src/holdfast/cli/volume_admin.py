@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from holdfast.cli.context import Context, here, put, put_json
-from holdfast.errors import ConflictError, NotFoundError, UnavailableError
+from holdfast.errors import ConflictError, NotFoundError, UnavailableError, UsageError
 from holdfast.node.control_client import Json
 from holdfast.node.toml_files import write_atomically
+from holdfast.units import format_size, parse_size
+
+RESIZE_PATIENCE_S = 30.0
+RESIZE_POLL_S = 0.1
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The volume's name.")]
 
@@ -23,6 +28,7 @@ def add_to(app: typer.Typer) -> None:
     app.command()(promote)
     app.command()(move)
     app.command()(evict)
+    app.command()(resize)
 
 
 def promote(
@@ -60,6 +66,36 @@ def evict(
     context = here(ctx)
     status = context.client().evict(name, node)
     _told(context, status, f"Volume {name} has no copy on {node} any more.")
+
+
+def resize(
+    ctx: typer.Context,
+    name: Name,
+    size: Annotated[
+        str, typer.Option("--size", "-s", metavar="SIZE", help="The new size, such as 2TiB.")
+    ],
+) -> None:
+    """Make a volume larger while it is in use.
+
+    Every copy grows first; the command returns when the new size is served.
+    """
+    try:
+        wanted = parse_size(size)
+    except ValueError as error:
+        raise UsageError(f"{error}.") from error
+    context = here(ctx)
+    client = context.client()
+    status = client.change_volume(name, size_bytes=wanted)
+    give_up = time.monotonic() + RESIZE_PATIENCE_S
+    while (status.get("served_size") or 0) < wanted:
+        if time.monotonic() > give_up:
+            raise UnavailableError(
+                f"Volume {name} has not grown within {RESIZE_PATIENCE_S:g} s; it goes on trying.",
+                hint=f"`holdfast explain {name}` tells what it waits for.",
+            )
+        time.sleep(RESIZE_POLL_S)
+        status = client.volume(name)
+    _told(context, status, f"Volume {name} has {format_size(wanted)} now.")
 
 
 def attach(

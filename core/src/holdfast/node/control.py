@@ -344,6 +344,7 @@ _JSON_TYPES: Mapping[str, type | tuple[type, ...]] = {
     "shared": bool,
     "labels": dict,
     "primary_node": str,
+    "member_missing_timeout_s": (int, float),
 }
 
 

@@ -205,6 +205,7 @@ class _Story:
         self._tell_moves(record)
         self._tell_access(record)
         if self.member is not None:
+            self._tell_growth(self.member)
             self._tell_store(self.member)
 
     def _tell_missing(self, record: GroupRecord, entry: Member) -> None:
@@ -329,6 +330,21 @@ class _Story:
                 f"Or accept writes with fewer replicas{anew}: one more loss may then lose data.",
                 f"holdfast volume set {self.spec.name} --policy threshold --set threshold={online}",
             )
+
+    def _tell_growth(self, member: GroupMember) -> None:
+        served = member.ctx.size_bytes
+        if self.spec.size_bytes <= served or member.primary is None:
+            return
+        small = [
+            leg.node
+            for leg in member.primary.legs.values()
+            if leg.in_sync and leg.size_bytes < self.spec.size_bytes
+        ]
+        waits = f"; waiting for the copy on {' and '.join(small)}" if small else ""
+        self.doing.append(
+            f"The volume grows from {format_size(served)} to {format_size(self.spec.size_bytes)}"
+            f"{waits}."
+        )
 
     def _tell_store(self, member: GroupMember) -> None:
         if member.waits_for_store:

@@ -33,6 +33,8 @@ class VolumeRequest:
     labels: Mapping[str, str] = attrs.field(factory=dict)
     primary_node: NodeName | None = None
     """Where the first copy is to be; None lets placement choose."""
+    member_missing_timeout_s: float | None = None
+    """How long a lost copy is waited for before a replacement is made; 0 replaces at once."""
 
 
 @attrs.frozen
@@ -47,6 +49,7 @@ class VolumeChanges:
     """Merged into those in force; a new `policy` begins with its defaults."""
     shared: bool | None = None
     labels: Mapping[str, str] | None = None
+    member_missing_timeout_s: float | None = None
 
 
 @attrs.frozen

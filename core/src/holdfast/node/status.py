@@ -44,6 +44,7 @@ def volume_status(
         "policy_options": dict(spec.policy_options),
         "shared": spec.shared,
         "labels": dict(spec.labels),
+        "member_missing_timeout_s": spec.member_missing_timeout_s,
         "created_at": spec.created_at,
     }
     if record is None:

@@ -202,7 +202,9 @@ class Volumes:
             transport=self._transport,
             shared=request.shared,
             hash_key=secrets.token_hex(32),
-            member_missing_timeout_s=defaults.member_missing_timeout_s,
+            member_missing_timeout_s=_patience(
+                request.member_missing_timeout_s, defaults.member_missing_timeout_s
+            ),
             created_at=time.time(),
             labels=dict(request.labels),
         )
@@ -277,6 +279,9 @@ class Volumes:
             policy=policy,
             policy_options=options,
             replicas=replicas,
+            member_missing_timeout_s=_patience(
+                changes.member_missing_timeout_s, spec.member_missing_timeout_s
+            ),
             shared=spec.shared if changes.shared is None else changes.shared,
             labels=spec.labels if changes.labels is None else dict(changes.labels),
         )
@@ -305,6 +310,14 @@ def _check_size(size_bytes: int) -> None:
             hint=f"Choose a multiple of {SECTOR_BYTES} from {format_size(BLOCK_BYTES)} to "
             f"{format_size(VOLUME_BYTES_MAX)}.",
         )
+
+
+def _patience(given_s: float | None, otherwise_s: float) -> float:
+    if given_s is None:
+        return otherwise_s
+    if not 0 <= given_s < float("inf"):
+        raise UsageError(f"A lost copy cannot be waited for {given_s} seconds.")
+    return float(given_s)
 
 
 def _check_replicas(replicas: int) -> None:
