@@ -3,8 +3,8 @@
     python docs/generate.py            writes them
     python docs/generate.py --check    exits with 1 when a page is not what the code says
 
-A page is a function that returns its text, or a hand-written file with markers around what `parts.py`
-fills in; a test runs the check.
+A page is a function that returns its text, or a hand-written file with markers around what
+`parts.py` fills in; a test runs the check.
 """
 
 from __future__ import annotations

@@ -286,15 +286,15 @@ def on_disk() -> str:
             ),
             right=2,
         )
-        + "\n`intent` has a bit for each region, `stale` one for each chunk whose hash is not to be "
-        "trusted.\nA sector whose checksum does not match counts as all bits set.\n"
+        + "\n`intent` has a bit for each region, `stale` one for each chunk whose hash is not to "
+        "be trusted.\nA sector whose checksum does not match counts as all bits set.\n"
     )
     hashes = (
         f"### `hashes`: {hashlist.HASH_BYTES} bytes for each chunk\n\n"
         f"BLAKE3 in keyed mode, its first {hashlist.HASH_BYTES} bytes; zeros for a chunk of zeros, "
         "so that the list of a sparse volume is sparse.\nA short last chunk is hashed as if padded "
-        f"with zeros.\nThe tree over the list is computed: a node hashes the {hashlist.FANOUT} hashes "
-        "below it, and is zeros when they are.\n"
+        f"with zeros.\nThe tree over the list is computed: a node hashes the {hashlist.FANOUT} "
+        "hashes below it, and is zeros when they are.\n"
     )
     kept = layout(
         "### `dirty/COPY`: what another copy has missed, little-endian",
@@ -306,8 +306,9 @@ def on_disk() -> str:
         dirty._HEAD.format,  # noqa: SLF001
     )
     kept += (
-        f"\nThe map follows, compressed by zlib: {context.MAP_TAG_BYTES} bytes that name the absence it "
-        "is about (BLAKE2b of `INCARNATION/LEFT_EPOCH` of that copy), then a bit for each chunk.\n"
+        f"\nThe map follows, compressed by zlib: {context.MAP_TAG_BYTES} bytes that name the "
+        "absence it is about (BLAKE2b of `INCARNATION/LEFT_EPOCH` of that copy), then a bit for each "
+        "chunk.\n"
         "It is replaced by a rename; a damaged one counts as all bits set.\n"
     )
     return f"{slot}\n{payload}\n{maps}\n{hashes}\n{kept}"

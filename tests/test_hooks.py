@@ -1,4 +1,4 @@
-"""An observer that anybody may install hears what a real cluster does, and places copies with it."""
+"""An observer that anybody may install hears what a cluster does, and places copies with it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Volumes used by a program without a node, on real clusters; the code of docs/library.md runs, too."""
+"""Volumes used by a program without a node, on real clusters; docs/library.md runs, too."""
 
 import os
 import re

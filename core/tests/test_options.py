@@ -18,7 +18,7 @@ from holdfast.kernel.options import (
     options_from_strings,
     options_to_mapping,
 )
-from holdfast.kernel.schema import OptionInfo, describe_options
+from holdfast.kernel.schema import OptionInfo, describe_options, listed
 
 WHERE = Where("n1.toml", "transport.x", {"transport.x.port": 7, "transport.x": 5})
 
@@ -230,3 +230,8 @@ def test_a_class_describes_itself() -> None:
     assert infos["speed"].choices == ("slow", "fast")
     assert infos["size"].doc == "Fits all."
     assert infos["token"].secret
+
+
+def test_many_choices_are_named_by_the_first_and_the_last() -> None:
+    assert listed(["a", "b"], "`") == "`a`, `b`"
+    assert listed(range(1, 129)) == "1, 2, …, 128"

@@ -1,4 +1,4 @@
-"""`holdfast plugin check NAME` tries installed drivers with the kit of their kind, and catches bad ones."""
+"""`holdfast plugin check NAME` tries installed drivers with their kit, and catches bad ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[An
 
 
 def to_be_tried() -> list[tuple[str, str]]:
-    """Return kind and name of the drivers installed here, without frontends that bring no client."""
+    """Return kind and name of what is installed here, without frontends that bring no client."""
     return [
         (info.kind, info.name)
         for info in registry.list_drivers()
@@ -117,7 +117,7 @@ async def test_what_a_kit_does_not_know_is_refused() -> None:
     class Boasting(Stubborn):
         CONFORMANCE: ClassVar[dict[str, Any]] = {"capabilities": {"flies": True}}
 
-    with pytest.raises(DriverError, match="declares capabilities") as raised:
+    with pytest.raises(DriverError, match="declares what its kit does not know") as raised:
         await trial.run_kit("policy", Boasting, Boasting.Options())
     assert "sticky" in raised.value.hint
 

@@ -138,7 +138,7 @@ class Cluster:
         """Something unforeseen: what waits for an answer must not wait for ever."""
         self._failure = error
         for volume in list(self._volumes):
-            volume._end(f"an error ended it: {error}")  # noqa: SLF001 - a cluster and its volumes are one.
+            volume._end(f"an error ended it: {error}")  # noqa: SLF001 - they are one.
 
 
 @attrs.define(eq=False)

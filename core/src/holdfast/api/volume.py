@@ -41,8 +41,8 @@ _SENTENCES = {
 class Volume:
     """A volume, open while in its `async with` block.
 
-    Requests may overlap: start several in a task group and they travel together. Offsets and lengths
-    are bytes, multiples of 512, within the volume; longer ones than 32 MiB are split.
+    Requests may overlap: start several in a task group and they travel together. Offsets and
+    lengths are bytes, multiples of 512, within the volume; longer ones than 32 MiB are split.
     """
 
     _provider: VolumeProvider = attrs.field(repr=False)

@@ -39,6 +39,7 @@ from holdfast.kernel.schema import (
     doc_of,
     fields_of,
     limits_of,
+    listed,
     plain,
     type_words,
     unit_of,
@@ -275,9 +276,9 @@ def _from_text(text: str, hint: Any, where: Where) -> Any:
 def _not_a_choice(value: Any, choices: Collection[Any], where: Where) -> ConfigError:
     nearest = difflib.get_close_matches(str(value), list(map(str, choices)), n=1)
     guess = f"Did you mean {nearest[0]!r}? " if nearest else ""
-    listed = ", ".join(str(choice) for choice in choices)
     return ConfigError(
-        f"{where} is {value!r}, which is not a choice.", hint=f"{guess}It may be one of {listed}."
+        f"{where} is {value!r}, which is not a choice.",
+        hint=f"{guess}It may be one of {listed(choices)}.",
     )
 
 

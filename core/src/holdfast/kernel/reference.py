@@ -12,7 +12,7 @@ from typing import Any
 from holdfast.errors import DriverError
 from holdfast.kernel import registry
 from holdfast.kernel.config import DEFAULT_DRIVERS, DEFAULT_FRONTENDS
-from holdfast.kernel.schema import OptionInfo, describe_options
+from holdfast.kernel.schema import OptionInfo, describe_options, listed
 from holdfast.kernel.sections import SECTIONS
 from holdfast.units import KIB, format_size
 
@@ -110,7 +110,7 @@ def _about(info: OptionInfo) -> Iterator[str]:
     if info.doc:
         yield info.doc
     if info.choices:
-        yield f"One of {', '.join(f'`{choice}`' for choice in info.choices)}."
+        yield f"One of {listed(info.choices, '`')}."
     if info.limits:
         yield f"{info.limits[0].upper()}{info.limits[1:]}."
     if info.secret:

@@ -14,10 +14,13 @@ import operator
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import attrs
+
+LISTED_MAX = 24
+"""Choices that a sentence names one by one."""
 
 
 @attrs.frozen
@@ -109,6 +112,14 @@ def choices_of(hint: Any, field: attrs.Attribute[Any]) -> list[Any]:
         if hasattr(validator, "options"):
             return list(validator.options)
     return []
+
+
+def listed(choices: Collection[Any], quote: str = "") -> str:
+    """Return choices for a sentence: all of them, or where there are many the first and the last."""
+    words = [f"{quote}{choice}{quote}" for choice in choices]
+    if len(words) > LISTED_MAX:
+        words = [*words[:2], "…", words[-1]]
+    return ", ".join(words)
 
 
 HOLDS: Mapping[str, Callable[[float, float], bool]] = {

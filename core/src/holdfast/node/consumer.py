@@ -65,7 +65,7 @@ class Consumer:
         self._local_pump = local_pump
         self._sessions: dict[VolumeId, set[NodeSession]] = {}
 
-    # -- VolumeProvider -----------------------------------------------------------------------------
+    # -- VolumeProvider ---------------------------------------------------------------------------
 
     async def names(self) -> Sequence[str]:
         """Return the names of all volumes, sorted."""
@@ -132,7 +132,7 @@ class Consumer:
                 found.append(f"{host}:{port}")
         return found
 
-    # -- SessionHost --------------------------------------------------------------------------------
+    # -- SessionHost ------------------------------------------------------------------------------
 
     def local_pump(self, volume: VolumeId) -> Pump | None:
         """Return the pump of the local copy, if there is one."""
@@ -166,7 +166,7 @@ class Consumer:
             if not sessions:
                 del self._sessions[session.spec.id]
 
-    # -- inside -------------------------------------------------------------------------------------
+    # -- inside -----------------------------------------------------------------------------------
 
     def _on_group(self, volume: VolumeId, record: GroupRecord | None, version: int) -> None:
         self._observe(volume, record, version)

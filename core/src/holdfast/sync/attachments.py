@@ -198,7 +198,7 @@ class Attachments:
         return any(a.hello.session == record.attached_session for a in self.open.values())
 
     def _may_be_dead(self, record: GroupRecord) -> bool:
-        """Whether nothing proves that the writer lives; an empty picture of nodes proves nothing."""
+        """Whether nothing says that the writer lives; an empty picture of nodes says nothing."""
         nodes = self.ctx.nodes
         return (
             bool(nodes) and record.attached_node not in nodes and not self._holder_is_here(record)

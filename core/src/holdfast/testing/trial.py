@@ -106,7 +106,7 @@ def _capabilities(driver: Any, cls: type[Any]) -> Any:
     except TypeError as error:
         known = ", ".join(field.name for field in attrs.fields(cls))
         raise DriverError(
-            f"The driver {driver.name!r} declares capabilities that its kit does not know: {error}.",
+            f"The driver {driver.name!r} declares what its kit does not know: {error}.",
             hint=f"The kit knows {known}.",
         ) from error
 

@@ -1,7 +1,7 @@
 """A transport around another one: counts messages by type, and carries nothing itself.
 
-A template for transports: every method that one has is here, and each says what yours would do in its
-place. The inner transport is found by its entry point, so any installed one will do.
+A template for transports: every method that one has is here, and each says what yours would do in
+its place. The inner transport is found by its entry point, so any installed one will do.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class TallyLink:
 
     @property
     def unsent_bytes(self) -> int:
-        """Bytes accepted that the operating system has not taken; owners bound their sending by it."""
+        """Bytes accepted that the operating system has not taken; owners bound what they send."""
         return self.inner.unsent_bytes
 
     def send(self, messages: Sequence[Message]) -> None:
