@@ -34,7 +34,7 @@ from holdfast.node.observing import Observing
 from holdfast.node.pump import Outlet, Pump, PumpLink
 from holdfast.sync import events as ev
 from holdfast.sync.healing import PolicyOf
-from holdfast.sync.opening import open_member
+from holdfast.sync.opening import open_member, opened
 from holdfast.sync.peers import Peers
 from holdfast.units import NodeName, VolumeId
 
@@ -219,8 +219,7 @@ class Hosting:
         spec: VolumeSpec,
     ) -> Pump:
         """Open a member over `store` and begin to step it."""
-        block = attrs.evolve(store.superblock, clean=False, boot=boot_id())
-        store.save(block)
+        store.save(opened(store.superblock, boot_id()))
         maps = {copy: bits for copy in store.dirty_maps() if (bits := store.load_dirty(copy))}
         member = open_member(
             node=self.name,

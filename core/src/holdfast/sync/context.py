@@ -92,6 +92,16 @@ class Context:
         """This copy in the record; None when the record does not name it."""
         return self.record.find(self.copy)
 
+    @property
+    def counted_in(self) -> bool:
+        """Whether the record counts this very disk in sync, not one that was here before it (R8)."""
+        mine = self.me
+        return (
+            mine is not None
+            and mine.state is CopyState.IN_SYNC
+            and mine.incarnation in {"", self.superblock.incarnation}
+        )
+
     def token(self) -> int:
         """Return a number that was not used for an effect before."""
         self._last_token += 1
@@ -111,6 +121,8 @@ class Context:
 
     def save(self, out: list[Effect], **changes: object) -> int:
         """Change the superblock in memory and ask for it to be saved; return the token."""
+        if not self.rebooted:
+            changes["boot"] = self.boot
         block = attrs.evolve(self.superblock, **changes)  # type: ignore[arg-type]
         self.superblock = attrs.evolve(block, applied=self.disk.applied, durable=self.disk.durable)
         token = self.token()
@@ -143,6 +155,16 @@ class Context:
     def epoch_is_durable(self) -> bool:
         """Whether the superblock in memory is on disk as far as fencing goes."""
         return self.saved_epoch >= self.superblock.epoch and not self._saving
+
+    def trust(self, out: list[Effect]) -> None:
+        """This copy is known to hold what it should: no restart stands between it and the others.
+
+        Until then the superblock keeps the boot id of before a loss of power, so that a second
+        restart does not pass for a harmless one.
+        """
+        self.restarted_unclean = self.rebooted = False
+        if self.superblock.boot != self.boot:
+            self.save(out)
 
     # -- record and dirty maps ------------------------------------------------------------------
 

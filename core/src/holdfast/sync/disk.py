@@ -163,6 +163,17 @@ class DiskQueue:
             self.touch(region)
         self.pinned.clear()
 
+    def unpin_at_commit(self) -> None:
+        """This copy equals its primary; let what was pinned go once all of it is committed.
+
+        Not before: a write that this copy had, and that therefore needed no sending, may still be
+        missing in a third copy while it is not committed.
+        """
+        if self.commit < self.submitted:
+            for region in sorted(self.pinned):
+                self.window.append((self.submitted, region * REGION_BYTES, REGION_BYTES))
+        self.release_pins()
+
     def touch(self, region: int) -> None:
         """Let a region's mark go in time though this queue has not written to it."""
         self._touched.setdefault(region, (Position(0), 0.0))

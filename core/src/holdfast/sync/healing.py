@@ -113,6 +113,7 @@ class Healing:
             for leg in self.primary.legs.values()
             if leg.joining
             and leg.fault is None
+            and self.ctx.peers.valid_until(leg.node, record.volume) > now.mono
             and (member := record.find(leg.copy)) is not None
             and member.state is CopyState.SYNCING
         )

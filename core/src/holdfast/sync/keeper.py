@@ -82,9 +82,11 @@ class Keeper:
                 )
             elif leg.state is not member.state or (leg.wants_sync and _names(member, leg)):
                 self._change_state(leg, member, now, out)
-        in_sync = frozenset(m.node for m in members.values() if m.state is CopyState.IN_SYNC)
-        ctx.peers.revoke(ctx.record.volume, keep=in_sync)
-        for node in in_sync:
+        for leg in legs.values():
+            leg.counted_on = False
+        needed = frozenset(leg.node for leg in legs.values() if leg.in_sync or leg.joining)
+        ctx.peers.revoke(ctx.record.volume, keep=needed)
+        for node in needed:
             ctx.peers.grant(node, ctx.record.volume, ctx.record.epoch)
         self.primary.require()
 
@@ -233,8 +235,9 @@ class Keeper:
             leg.gone_since = now.mono
         if was_streaming and leg.state is CopyState.SYNCING:
             self._fault(leg, FaultReason.LINK_LOST, sentence or "its link broke during the sync")
-        elif leg.in_sync and not leg.equal:
+        elif leg.in_sync and not (leg.equal and self.primary.serving):
             # A reconcile begins anew with what the copy says when it is back.
+            leg.equal = False
             leg.job = None
             leg.unacked.clear()
             leg.unacked_bytes = 0
@@ -406,10 +409,12 @@ class Keeper:
             # every acknowledged write; before this, it must have what was acknowledged already.
             if leg.applied >= self.primary.commit or not leg.unacked:
                 leg.joining = True
+                # It joins once it has given its promise, so that nothing has to wait for that then.
+                ctx = self.ctx
+                ctx.peers.grant(leg.node, ctx.record.volume, ctx.epoch)
                 job.finished_at = now.mono
                 self.primary.require()
                 self.review = True
-                ctx = self.ctx
                 ctx.note(
                     "sync-done",
                     f"The copy on {leg.node} was synced by {job.how} with "

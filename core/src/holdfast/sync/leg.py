@@ -83,6 +83,9 @@ class Leg:
     """Reconciled (in sync) or caught up and flushed (syncing): it may be counted on."""
     joining: bool = False
     """Caught up: acknowledgements need it already, the record does not say so yet."""
+    counted_on: bool = False
+    """A compare-and-set under way counts it in sync: the record may say so already, whatever becomes
+    of the leg, and acknowledgements and reads must reckon with that."""
     fault: tuple[FaultReason, str] | None = None
     wants_sync: bool = False
     """Presented itself while not in sync; the record is to say that it is syncing."""
@@ -105,8 +108,7 @@ class Leg:
         """Send a batch of live writes, or note what it would have brought (R12)."""
         if (
             self.job is not None
-            and not self.joining
-            and not self.in_sync
+            and not (self.joining or self.in_sync or self.counted_on)
             and (self.unacked_bytes > WINDOW_BYTES or len(self.unacked) > WINDOW_FRAMES)
         ):
             for op in batch.ops:

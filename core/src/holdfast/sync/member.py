@@ -86,7 +86,6 @@ class GroupMember:
     _reading: bool = False
     departure: Departure = field(init=False)
     _forced: bool = False
-    _publish_suspect: bool = False
     _retry_at: float = 0.0
     _next_tick: float = 0.0
 
@@ -94,14 +93,6 @@ class GroupMember:
         """Begin as a replica; the first `Tick` decides whether that is right."""
         self.replica = ReplicaRole(self.ctx, heard_since=self.started_at)
         self.departure = Departure(self)
-        mine = self.ctx.me
-        self._publish_suspect = (
-            self.ctx.rebooted
-            and self.ctx.restarted_unclean
-            and mine is not None
-            and mine.state is CopyState.IN_SYNC
-            and not mine.suspect
-        )
 
     # -- the step ---------------------------------------------------------------------------------
 
@@ -321,7 +312,7 @@ class GroupMember:
         if all(leg.equal for leg in in_sync) and primary.lease_until() > now.mono:
             primary.serving = True
             ctx.disk.release_pins()
-            ctx.restarted_unclean = ctx.rebooted = False
+            ctx.trust(out)
             ctx.note("primary-serving", f"{ctx.node} serves as primary, epoch {ctx.epoch}.", out)
             primary.advance(now, out)
             self._review()
@@ -334,12 +325,11 @@ class GroupMember:
             return
         if self._reading or self.wanted is not None:
             return
-        if self._publish_suspect:
-            mine = ctx.me
-            if mine is not None and mine.state is CopyState.IN_SYNC and not mine.suspect:
-                self._ask(membership.mark_suspect(ctx.record, ctx.copy), out)
-                return
-            self._publish_suspect = False
+        mine = ctx.me
+        if ctx.rebooted and ctx.counted_in and mine is not None and not mine.suspect:
+            # Whenever the record counts it in, also when that was asked for before it lost power.
+            self._ask(membership.mark_suspect(ctx.record, ctx.copy), out)
+            return
         if now.mono < self._retry_at:
             return
         if self.role is Role.REPLICA and self._should_stand(now):
@@ -354,15 +344,15 @@ class GroupMember:
     def _should_stand(self, now: Instant) -> bool:
         """R4 and R5: in sync by the record, and the primary silent for long enough."""
         ctx = self.ctx
-        if not membership.may_promote(ctx.record, ctx.copy) and not self._can_force():
+        if not self._may_promote():
             return False
         if ctx.record.primary == ctx.copy:
             return True  # This very copy was primary; its old process is gone, it held the lock.
         return now.mono >= self._stand_at()
 
-    def _can_force(self) -> bool:
-        mine = self.ctx.me
-        return self._forced and mine is not None and mine.state is CopyState.IN_SYNC
+    def _may_promote(self) -> bool:
+        ctx = self.ctx
+        return ctx.counted_in and (self._forced or membership.may_promote(ctx.record, ctx.copy))
 
     def _stand_at(self) -> float:
         timing = self.ctx.peers.timing
@@ -374,6 +364,8 @@ class GroupMember:
     def _ask(self, record: GroupRecord, out: list[Effect], notes: Sequence[ev.Note] = ()) -> None:
         self.wanted = record
         self._notes = notes
+        if self.primary is not None:
+            self.primary.count_on(record)
         out.append(ev.CompareAndSet(record, self.ctx.version))
 
     def _read_record(self, out: list[Effect]) -> None:
@@ -390,7 +382,8 @@ class GroupMember:
             self._read_record(out)
             return
         self.wanted = None
-        if event.outcome == "ok":
+        # A conflict with what was wanted is the same request, carried out when nobody could tell.
+        if event.outcome == "ok" or event.record == wanted:
             self._on_won(wanted, event.version, now, out)
         else:
             self._retry_at = now.mono
@@ -398,7 +391,10 @@ class GroupMember:
 
     def _on_record_seen(self, event: ev.RecordSeen, now: Instant, out: list[Effect]) -> None:
         if event.version < self.ctx.version:
-            return  # A late watch; it never decides anything.
+            # A late watch; it never decides anything. Or a read that was overtaken: look again.
+            if self._reading:
+                out.append(ev.ReadRecord())
+            return
         self._reading = False
         if self.keeper is not None:
             self.keeper.deposed_by = 0
@@ -407,6 +403,11 @@ class GroupMember:
             if not self._unsure:
                 return  # The answer to the compare-and-set says the same, and in its order.
             self._unsure = False
+            if event.record is not None and event.version == self.ctx.version:
+                # Not carried out so far; but it may be on its way, and must not land when nobody
+                # reckons with it any more. The same is asked again until the store says.
+                out.append(ev.CompareAndSet(wanted, self.ctx.version))
+                return
             self.wanted = None
             if event.record == wanted:
                 self._on_won(wanted, event.version, now, out)
@@ -476,7 +477,8 @@ class GroupMember:
             ctx.adopt(record, version, out)
             self._stand(now, out)
             return
-        if self.replica.link is None or record.epoch > ctx.epoch:
+        if self.replica.link is None or record.epoch >= ctx.epoch:
+            # With its version, or a change asked for next would undo what others have changed.
             ctx.adopt(record, version, out)
         else:
             ctx.version = version
@@ -487,8 +489,7 @@ class GroupMember:
         """Ask for the group, by the record that was just read."""
         ctx = self.ctx
         promoted = membership.promote(ctx.record, ctx.copy, now.wall)
-        allowed = membership.may_promote(ctx.record, ctx.copy) or self._can_force()
-        if promoted is None or not allowed:
+        if promoted is None or not self._may_promote():
             self._follow(now)
             return
         if ctx.record.primary == ctx.copy:
@@ -668,7 +669,10 @@ class GroupMember:
             leg.phase is Phase.STREAMING and leg.in_sync for leg in primary.legs.values()
         ):
             return IDLE_TICK_S
-        if any(leg.in_sync and leg.phase is not Phase.STREAMING for leg in primary.legs.values()):
+        if any(
+            leg.joining or (leg.in_sync and leg.phase is not Phase.STREAMING)
+            for leg in primary.legs.values()
+        ):
             return BUSY_TICK_S
         return BUSY_TICK_S if not settled else IDLE_TICK_S
 

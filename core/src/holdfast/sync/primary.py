@@ -28,7 +28,7 @@ from holdfast.messages import (
     RequestFlag,
     RequestKind,
 )
-from holdfast.model import Access
+from holdfast.model import Access, CopyState, GroupRecord
 from holdfast.sync.attachments import Attachments
 from holdfast.sync.context import Context
 from holdfast.sync.delta import SyncJob
@@ -160,8 +160,10 @@ class PrimaryRole:
             self.written = Position(sequence - 1)
         if flush_wanted is not None:
             if self.written <= self.durable and not ops:
-                # Nothing was written since the last flush that reached every copy.
-                out.append(SendReplies(link, [Reply(i, 0) for i in flush_wanted]))
+                # Nothing was written since the last flush that reached every copy. It is answered
+                # like any other all the same: not without the lease.
+                self._flushes.extend((self.written, link, i) for i in flush_wanted)
+                self.advance(now, out)
             else:
                 # One flush covers the batch.
                 ops.append(_OP_FLUSH_ENTRY)
@@ -180,7 +182,7 @@ class PrimaryRole:
         batch = Batch(ctx.epoch, first, self.commit, ops)
         self.told_commit = self.commit
         for leg in self.legs.values():
-            if leg.phase is Phase.STREAMING or leg.in_sync:
+            if leg.phase is Phase.STREAMING or leg.in_sync or leg.counted_on:
                 leg.stream(batch, size_bytes, now.mono, out)
         if ctx.absent:
             ctx.mark_absent(ops)
@@ -311,14 +313,23 @@ class PrimaryRole:
         ctx = self.ctx
         until = float("inf")
         for leg in self._required:
-            if leg.in_sync:
+            if leg.in_sync or leg.counted_on:
                 valid = ctx.peers.valid_until(leg.node, ctx.record.volume)
                 until = min(until, valid)
         return until
 
     def require(self) -> None:
         """Work out anew whose acknowledgements are needed, after a change of record or leg."""
-        self._required = tuple(leg for leg in self.legs.values() if leg.in_sync or leg.joining)
+        self._required = tuple(
+            leg for leg in self.legs.values() if leg.in_sync or leg.joining or leg.counted_on
+        )
+
+    def count_on(self, record: GroupRecord) -> None:
+        """Reckon with `record`, which is asked for, being in force before its author knows."""
+        for leg in self.legs.values():
+            member = record.find(leg.copy)
+            leg.counted_on = member is not None and member.state is CopyState.IN_SYNC
+        self.require()
 
     @property
     def idle(self) -> bool:

@@ -60,6 +60,8 @@ class ReplicaRole:
     _resizing: int = 0
     """The size that the primary has asked for and was not answered."""
     _begun: bool = False
+    _synced: bool = False
+    """A sync was begun in this very process: when the record says in sync, that is what it means."""
     _streaming: bool = False
     """Sequences mean something to the primary: in sync, or a sync has begun. Before that, an
     acknowledgement in the numbering of an older stream would vouch for what never arrived."""
@@ -164,7 +166,7 @@ class ReplicaRole:
             return
         if self._begun:
             self._begun = False
-            self._streaming = True
+            self._streaming = self._synced = True
             out.append(Send(self.link, (SyncBegun(ctx.epoch),)))
             ctx.disk.unblock(out)
         if self._resizing and ctx.size_bytes >= self._resizing:
@@ -222,9 +224,13 @@ class ReplicaRole:
         if state is CopyState.SYNCING and ctx.superblock.state != CopyState.SYNCING.value:
             # The mark is written when the sync begins, not when it is planned.
             state = CopyState(ctx.superblock.state)
-        if state is CopyState.IN_SYNC and ctx.superblock.state == CopyState.SYNCING.value:
-            ctx.disk.release_pins()
-            ctx.restarted_unclean = ctx.rebooted = False
+        if state is CopyState.IN_SYNC and not ctx.counted_in:
+            # It speaks of the disk that was here before.
+            state = CopyState(ctx.superblock.state)
+        if state is CopyState.IN_SYNC and self._synced:
+            self._synced = False
+            ctx.disk.unpin_at_commit()
+            ctx.trust(out)
         ctx.raise_epoch(epoch, state, out)
         ctx.peers.follow(record.volume, epoch, record.primary_member.node)
 

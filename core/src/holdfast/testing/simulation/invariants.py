@@ -197,6 +197,7 @@ class Invariants:
                 for m in record.members
                 if (disk := self.world.machines[m.node].copies.get(volume)) is not None
                 and disk.superblock.copy == m.copy
+                and m.incarnation in {"", disk.superblock.incarnation}
                 and not disk.rotten
             ]
             in_sync = [
