@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from tests.harness.waiting import wait_until
 
 from holdfast.errors import HoldfastError, UnavailableError
 from holdfast.node.local_cluster import LocalCluster, LocalNode
+from holdfast.node.ports import choosing, free_port
 from holdfast.node.processes import is_alive, send, wait_gone
 
 Json = dict[str, Any]
@@ -143,13 +145,9 @@ class RunningCluster:
 
     def up(self) -> None:
         """Start what does not run."""
-        words: list[str | Path] = ["up", "--detach", "--nodes", str(self.nodes)]
-        if self.config:
-            self.dir.mkdir(parents=True, exist_ok=True)
-            path = self.dir.with_name(f"{self.dir.name}.toml")
-            path.write_text(self.config)
-            words += ["--config", path]
-        self.do(*words)
+        if not self.dir.exists():
+            self._make()
+        self.do("up", "--detach")
         self._cluster = LocalCluster.open(self.dir)
 
     def down(self) -> None:
@@ -296,6 +294,26 @@ class RunningCluster:
             sys.stdout.write(f"--- {node.log}\n")
             with contextlib.suppress(OSError), node.log.open(errors="replace") as file:
                 sys.stdout.write("".join(deque(file, maxlen=LOG_LINES)))
+
+    def _make(self) -> None:
+        """Make the cluster's files, with ports that no other cluster of this machine begins with.
+
+        A killed node's port is nobody's until the node is back; a cluster with the usual ports that
+        starts in between would take it.
+        """
+        extra = None
+        if self.config:
+            extra = self.dir.with_name(f"{self.dir.name}.toml")
+            extra.write_text(self.config)
+        taken = {*range(5703, 5803), *range(10809, 10909)}
+        with choosing():
+            for node in LocalCluster.create(self.dir, count=self.nodes, extra=extra).nodes:
+                text = node.config.read_text()
+                for key in (r"^(port = )\d+", r'^(listen = "127.0.0.1:)\d+'):
+                    port = free_port(min(taken), taken)
+                    text, count = re.subn(key, rf"\g<1>{port}", text, flags=re.MULTILINE)
+                    assert count == 1, text
+                node.config.write_text(text)
 
     @property
     def _opened(self) -> LocalCluster:
