@@ -161,7 +161,7 @@ class FakeService:
             "differences": self.differences,
         }
 
-    async def promote(self, name: str, node: NodeName) -> Json:
+    async def promote(self, name: str, node: NodeName, *, force: bool = False) -> Json:
         status = await self.volume(name)
         status["primary"] = node
         for copy in status["copies"]:

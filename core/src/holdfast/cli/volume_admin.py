@@ -35,13 +35,18 @@ def promote(
     ctx: typer.Context,
     name: Name,
     node: Annotated[str, typer.Argument(metavar="NODE", help="Where the primary is to be.")],
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Though unflushed writes that another copy has may be lost."),
+    ] = False,
 ) -> None:
     """Hand the primary over to another node that has an in-sync copy.
 
-    Consumers see a pause of some milliseconds.
+    Consumers see a pause of some milliseconds. After a loss of power a copy waits for those that
+    may have kept more than it has; when they will not come back, --force lets it go on without them.
     """
     context = here(ctx)
-    status = context.client().promote(name, node)
+    status = context.client().promote(name, node, force=force)
     _told(context, status, f"The primary of volume {name} is on {status['primary']}.")
 
 

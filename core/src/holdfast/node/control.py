@@ -282,7 +282,8 @@ class _Routes:
 
     async def _promote(self, request: Request) -> Response:
         body = await _body(request, {"node": str})
-        return JSONResponse(await self._service.promote(_name(request), NodeName(body["node"])))
+        node, force = NodeName(body["node"]), _flag(request, "force")
+        return JSONResponse(await self._service.promote(_name(request), node, force=force))
 
     async def _move(self, request: Request) -> Response:
         body = await _body(request, {"source": str, "target": str})

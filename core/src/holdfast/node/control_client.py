@@ -142,9 +142,10 @@ class ControlClient:
         """Compare all copies; yields progress, and the result last."""
         yield from self.stream("POST", f"{_path(name)}/verify")
 
-    def promote(self, name: str, node: str) -> Json:
+    def promote(self, name: str, node: str, *, force: bool = False) -> Json:
         """Make `node`'s copy the primary."""
-        return self.request("POST", f"{_path(name)}/promote", {"node": node})
+        path = f"{_path(name)}/promote?force={int(force)}"
+        return self.request("POST", path, {"node": node})
 
     def move(self, name: str, source: str, target: str) -> Json:
         """Begin to move a copy from one node to another."""

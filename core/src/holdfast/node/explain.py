@@ -177,6 +177,12 @@ class _Story:
             self._next("The volume serves again as soon as one of them is back, losing nothing.")
             for entry in away:
                 self._help(f"Start {entry.node}.", f"holdfast node start {entry.node}")
+            for entry in suspects:
+                self._help(
+                    f"Or go on with the copy on {entry.node}, if the other will never be back, and "
+                    "lose what was not flushed.",
+                    f"holdfast volume promote {self.spec.name} {entry.node} --force",
+                )
         elif not self.next:
             self._next(
                 f"The group is taken up again as soon as the copy on {_names(holders)} is open and the "

@@ -182,8 +182,15 @@ class NodeService(Protocol):
         """
         ...
 
-    async def promote(self, name: str, node: NodeName) -> Json:
-        """Hand the primary over to an in-sync copy; return the new status."""
+    async def promote(self, name: str, node: NodeName, *, force: bool = False) -> Json:
+        """Hand the primary over to an in-sync copy; return the new status.
+
+        Args:
+            name: The volume's name.
+            node: Where the primary is to be.
+            force: Let this copy stand though it waits for another one that may still have writes
+                which were acknowledged and not flushed; refused while the primary's node is up.
+        """
         ...
 
     async def move(self, name: str, source: NodeName, target: NodeName) -> Json:

@@ -21,6 +21,7 @@ from holdfast.model import CopyState, GroupRecord, VolumeSpec
 from holdfast.node.control_client import ControlClient
 from holdfast.node.draining import drain_plan, refuse_to_lower
 from holdfast.node.explain import explain
+from holdfast.node.metrics import samples_of
 from holdfast.node.pump import Pump
 from holdfast.node.service import Json, Sample, VolumeChanges, VolumeRequest
 from holdfast.node.status import volume_status
@@ -220,17 +221,16 @@ class Service:
         """Delete a volume and all its copies."""
         await self._node.volumes.delete(name, force=force)
 
-    async def promote(self, name: str, node: NodeName) -> Json:
-        """Hand the primary over to an in-sync copy."""
+    async def promote(self, name: str, node: NodeName, *, force: bool = False) -> Json:
+        """Hand the primary over to an in-sync copy, or let one stand that waits for another."""
+        if force:
+            return await self._force(name, node)
         spec, pump, record = await self._at_primary(name, "promote", node)
         if pump is None:
             return await self._forwarded(record, "promote", name, node)
         target = record.on_node(node)
         if target is None or target.state is not CopyState.IN_SYNC:
-            raise ConflictError(
-                f"Node {node} has no in-sync copy of {name}.",
-                hint=f"`holdfast volume show {name}` lists the copies.",
-            )
+            raise _no_copy(name, node)
         if target.copy != record.primary:
             pump.feed(ev.Handover(node, leave=False))
             await self._until(lambda: self._primary_node(spec) == node, f"{node} takes over")
@@ -286,16 +286,41 @@ class Service:
             )
         return spec, None, record
 
+    async def _force(self, name: str, node: NodeName) -> Json:
+        """Let the copy on `node` stand though it may lack what another one alone still has (I4)."""
+        spec = await self._node.directory.find(name)
+        if node != self._node.name:
+            return await self._sent(node, "promote", name, node, force=True)
+        pump = self._node.hosting.pumps.get(spec.id)
+        record = self._node.consumer.group(spec.id)
+        mine = None if record is None else record.on_node(node)
+        if pump is None or record is None or mine is None or mine.state is not CopyState.IN_SYNC:
+            raise _no_copy(name, node)
+        other = record.primary_member.node
+        if other != node and other in self._node.directory.alive:
+            raise ConflictError(
+                f"The primary of {name} is on {other}, which is up, or was a moment ago.",
+                hint="Leave --force out to hand over without loss, or wait ten seconds.",
+            )
+        if not pump.is_primary:
+            pump.feed(ev.ForcePromote())
+            await self._until(lambda: pump.is_primary, f"{node} takes over")
+        return await self._status(spec)
+
     async def _forwarded(self, record: GroupRecord, call: str, *arguments: object) -> Json:
-        node = record.primary_member.node
+        return await self._sent(record.primary_member.node, call, *arguments)
+
+    async def _sent(self, node: NodeName, call: str, *arguments: object, **options: object) -> Json:
+        ask = getattr(self._client_of(node), call)
+        return cast("Json", await asyncio.to_thread(ask, *arguments, **options))
+
+    def _client_of(self, node: NodeName) -> ControlClient:
         control = self._control_of(node)
         if control is None:
             raise UnavailableError(
-                f"The primary's node {node} cannot be asked from here.",
-                hint=f"Run the command on {node}.",
+                f"Node {node} cannot be asked from here.", hint=f"Run the command on {node}."
             )
-        client = ControlClient(control, node=node)
-        return cast("Json", await asyncio.to_thread(getattr(client, call), *arguments))
+        return ControlClient(control, node=node)
 
     def _primary_node(self, spec: VolumeSpec) -> NodeName | None:
         record = self._node.consumer.group(spec.id)
@@ -379,14 +404,7 @@ class Service:
 
     async def _forward_stream(self, record: GroupRecord, name: str) -> AsyncIterator[Json]:
         """Return the verification that the primary's node runs, line by line."""
-        node = record.primary_member.node
-        control = self._control_of(node)
-        if control is None:
-            raise UnavailableError(
-                f"The primary's node {node} cannot be asked from here.",
-                hint=f"Run the command on {node}.",
-            )
-        client = ControlClient(control, node=node)
+        client = self._client_of(record.primary_member.node)
         iterator = await asyncio.to_thread(lambda: iter(client.verify(name)))
         end = object()
 
@@ -396,8 +414,6 @@ class Service:
                 yield line
 
         return lines()
-
-    # -- lists ----------------------------------------------------------------------------------------------
 
     async def plugins(self) -> Sequence[Json]:
         """List the drivers that this node sees."""
@@ -426,31 +442,9 @@ class Service:
 
     async def metrics(self) -> Sequence[Sample]:
         """Return the node's metrics."""
-        node = self._node
-        samples = [
-            Sample("holdfast_copies", len(node.hosting.pumps)),
-            Sample("holdfast_primaries", sum(p.is_primary for p in node.hosting.pumps.values())),
-        ]
-        samples += [
-            Sample(f"holdfast_transport_{name}_total", value)
-            for name, value in node.transport.metrics().items()
-        ]
-        for name, frontend in node.frontends.items():
-            samples += [
-                Sample(f"holdfast_frontend_{key}", value, {"frontend": name})
-                for key, value in frontend.metrics().items()
-            ]
-        samples += node.observing.samples()
-        for pump in node.hosting.pumps.values():
-            member = pump.member
-            if member.primary is None:
-                continue
-            labels = {"volume": member.ctx.spec.name}
-            legs = member.primary.legs.values()
-            left = sum(leg.job.left_bytes for leg in legs if leg.job is not None)
-            samples += [
-                Sample("holdfast_volume_epoch", member.ctx.epoch, labels),
-                Sample("holdfast_volume_in_sync", len(member.ctx.record.in_sync), labels),
-                Sample("holdfast_volume_sync_left_bytes", left, labels),
-            ]
-        return samples
+        return samples_of(self._node)
+
+
+def _no_copy(name: str, node: NodeName) -> ConflictError:
+    hint = f"`holdfast volume show {name}` lists the copies."
+    return ConflictError(f"Node {node} has no in-sync copy of {name}.", hint=hint)
