@@ -383,10 +383,18 @@ class _SlowProvider(MemoryVolumeProvider):
     gate: asyncio.Event
 
     async def open(
-        self, name: str, handler: SessionHandler, *, read_only: bool = False, force: bool = False
+        self,
+        name: str,
+        handler: SessionHandler,
+        *,
+        read_only: bool = False,
+        force: bool = False,
+        consumer: str = "",
     ) -> MemorySession:
         await self.gate.wait()
-        return await super().open(name, handler, read_only=read_only, force=force)
+        return await super().open(
+            name, handler, read_only=read_only, force=force, consumer=consumer
+        )
 
 
 async def test_a_session_opened_for_a_client_that_left_is_given_up() -> None:

@@ -19,7 +19,7 @@ import attrs
 from attrs import define, field
 
 from holdfast.interfaces.copy import Superblock
-from holdfast.messages import Extent, Op, OpKind
+from holdfast.messages import DATA_LEVEL, Extent, Op, OpKind
 from holdfast.units import BLOCK_BYTES, CHUNK_BYTES, SECTOR_BYTES, CopyId, chunks_of
 
 ZERO_BLOCK = bytes(BLOCK_BYTES)
@@ -34,6 +34,13 @@ def tear(rng: random.Random, old: bytes, new: bytes) -> bytes:
     """Return a mixture of two versions of one block, cut at a 512-byte boundary."""
     cut = rng.randrange(1, BLOCK_BYTES // SECTOR_BYTES) * SECTOR_BYTES
     return new[:cut] + old[cut:] if rng.random() < 0.5 else old[:cut] + new[cut:]
+
+
+def hash_of(data: bytes) -> bytes:
+    """Return the 16 bytes that name the content of a chunk."""
+    blocks = [data[at : at + BLOCK_BYTES] for at in range(0, len(data), BLOCK_BYTES)]
+    blocks += [ZERO_BLOCK] * (_BLOCKS_PER_CHUNK - len(blocks))
+    return hashlib.blake2b(_FOLD.pack(*map(hash, blocks)), digest_size=16).digest()
 
 
 @define(eq=False)
@@ -160,18 +167,29 @@ class CopyDisk:
             ).digest()
         return known
 
+    def data_hash(self, chunk: int) -> bytes:
+        """Return the hash of a chunk's bytes as they are, whatever is kept."""
+        start = chunk * CHUNK_BYTES
+        return hash_of(self.read(start, min(CHUNK_BYTES, self.size_bytes - start)))
+
+    def rot(self, block: int) -> None:
+        """Change a block's bytes without anybody's knowledge; its kept hash stays."""
+        old = self.cache.get(block, ZERO_BLOCK)
+        self.chunk_hash(block // _BLOCKS_PER_CHUNK)
+        self.cache[block] = self.stable[block] = bytes([old[0] ^ 1]) + old[1:]
+
     def tree(self, level: int, indexes: Sequence[int]) -> bytes:
         """Return the hashes of nodes of the fan-out-256 tree."""
         if level == 0:
             return b"".join([self.chunk_hash(index) for index in indexes])
+        if level == DATA_LEVEL:
+            return b"".join([self.data_hash(index) for index in indexes])
         below = chunks_of(self.size_bytes)
         for _ in range(level - 1):
             below = -(-below // FAN_OUT)
         return b"".join(
             hashlib.blake2b(
-                self.tree(
-                    level - 1, range(index * FAN_OUT, min((index + 1) * FAN_OUT, below))
-                ),
+                self.tree(level - 1, range(index * FAN_OUT, min((index + 1) * FAN_OUT, below))),
                 digest_size=16,
             ).digest()
             for index in indexes

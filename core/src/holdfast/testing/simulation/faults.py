@@ -8,7 +8,7 @@ of acknowledged data by itself, which no protocol survives, does nothing instead
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -259,7 +259,7 @@ def _isolate(world: World, fault: Fault) -> None:
         _store_cut(world, fault)
 
 
-def _block(world: World, pairs: list[tuple[NodeName, ...]], duration: float) -> None:
+def _block(world: World, pairs: Sequence[tuple[NodeName, ...]], duration: float) -> None:
     for source, target in pairs:
         world.network.block(source, target)
         world.after(duration, _unblock, world, source, target)
@@ -278,7 +278,11 @@ def _clog(world: World, fault: Fault) -> None:
     pairs = [fault.nodes, fault.nodes[::-1]] if fault.amount < 0.5 else [fault.nodes]
     for source, target in pairs:
         world.network.clogged[source, target] = fault.amount * 2
-        world.after(fault.duration, world.network.clogged.pop, (source, target), None)
+        world.after(fault.duration, _unclog, world, source, target)
+
+
+def _unclog(world: World, source: NodeName, target: NodeName) -> None:
+    world.network.clogged.pop((source, target), None)
 
 
 # -- store ------------------------------------------------------------------------------------------

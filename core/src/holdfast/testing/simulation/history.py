@@ -148,7 +148,8 @@ def _check_register(
     states: set[tuple[Value, frozenset[int]]] = {(0, frozenset())}
     pending: dict[int, Access] = {}
     rolled: list[tuple[int, set[Value]]] = []
-    for at, what, access in events:
+    for at, what, accessed in events:
+        access = accessed
         if what == 0:
             assert access is not None
             pending[access.start] = access
@@ -157,9 +158,7 @@ def _check_register(
         elif what == 2:
             values = {*_survivors(accesses, at, flushes, rolled), *(value for value, _ in states)}
             rolled.append((at, values))
-            states = {
-                _with_reads((value, done), pending) for _, done in states for value in values
-            }
+            states = {_with_reads((value, done), pending) for _, done in states for value in values}
         else:
             assert access is not None
             states = _answered(states, access, pending)

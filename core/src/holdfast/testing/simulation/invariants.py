@@ -172,7 +172,9 @@ class Invariants:
         if changed and record.epoch == before.epoch:
             raise Violation("I2", f"the in-sync set changed within epoch {record.epoch}")
         if record.primary not in before.in_sync:
-            raise Violation("R4", f"{record.primary_member.node} was promoted without being in sync")
+            raise Violation(
+                "R4", f"{record.primary_member.node} was promoted without being in sync"
+            )
         joined = set(record.in_sync) - set(before.in_sync)
         for node, disk in self.in_sync_disks(record):
             if disk.superblock.copy in joined:
@@ -254,9 +256,7 @@ class Invariants:
         chunks: set[int] = set()
         if pump is None or pump.member.role is Role.FAILED:
             for region in disk.marked:
-                chunks.update(
-                    range(region * _CHUNKS_PER_REGION, (region + 1) * _CHUNKS_PER_REGION)
-                )
+                chunks.update(range(region * _CHUNKS_PER_REGION, (region + 1) * _CHUNKS_PER_REGION))
             return chunks
         ctx: Context = pump.member.ctx
         for offset, length in ctx.disk.suspects():

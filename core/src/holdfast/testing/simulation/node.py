@@ -30,7 +30,7 @@ from holdfast.sync.member import Role
 from holdfast.sync.opening import open_member
 from holdfast.sync.peers import Peers
 from holdfast.testing.simulation.clock import Clock
-from holdfast.testing.simulation.disk import CopyDisk
+from holdfast.testing.simulation.disk import CopyDisk, hash_of
 from holdfast.testing.simulation.network import End
 from holdfast.testing.simulation.pump import Pump, opened_superblock
 from holdfast.testing.simulation.store import SESSION_TTL_S
@@ -257,6 +257,7 @@ class Process:
             policy_of=self.world.config.policy_of,
             now=self.clock.mono(self.world.now),
         )
+        member.ctx.hash_of = lambda data, _spec: hash_of(data)
         pump = Pump(self, member, disk, record.volume)
         self.pumps[record.volume] = pump
         pump.feed(ev.NodesSeen(self.nodes))
@@ -327,9 +328,14 @@ class Process:
             refusal = f"The group record names no copy {hello.target} on node {self.name}."
         elif member.copy == record.primary:
             refusal = "A primary's copy is never made anew."
-        elif self.stopping or hello.volume in self._opening or ((disk := self.machine.copies.get(hello.volume)) is not None and (
-            disk.superblock.copy == hello.target
-        )):
+        elif (
+            self.stopping
+            or hello.volume in self._opening
+            or (
+                (disk := self.machine.copies.get(hello.volume)) is not None
+                and (disk.superblock.copy == hello.target)
+            )
+        ):
             refusal = "not now"
         if refusal:
             code = "busy" if refusal == "not now" else "no-such-copy"

@@ -46,7 +46,9 @@ class Outcome:
         """Return one line for people."""
         if self.violation is None:
             return f"seed {self.config.seed}: no violation in {self.time:.0f} s"
-        return f"{str(self.violation).splitlines()[0]} at {self.time:.3f} s; replay: {self.replay()}"
+        return (
+            f"{str(self.violation).splitlines()[0]} at {self.time:.3f} s; replay: {self.replay()}"
+        )
 
 
 def run_seed(

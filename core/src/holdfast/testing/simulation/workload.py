@@ -31,6 +31,8 @@ class Load:
     """Blocks that most requests begin at."""
     blocks: int = 0
     """Blocks of the volume."""
+    reads: float = 0.34
+    """The part of the requests that are reads."""
     ordered: bool = True
     """Never two unanswered requests on one block, as file systems have it."""
 
@@ -204,9 +206,9 @@ class Client:
         count = min(rng.choice((1, 1, 1, 1, 2, 4)), blocks - first)
         if load.ordered and self._is_busy(first, count):
             return None
-        if roll < 0.40:
+        if roll < 0.06 + load.reads:
             return self._make(RequestKind.READ, first, count, 0)
-        if roll < 0.45:
+        if roll < 0.11 + load.reads:
             kind = RequestKind.DISCARD if rng.random() < 0.5 else RequestKind.ZERO
             return self._make(kind, first, count, int(RequestFlag.NO_HOLE))
         fua = int(RequestFlag.FUA) if rng.random() < 0.05 else 0

@@ -67,6 +67,7 @@ class Config:
     size_bytes: int = 9 * MIB
     depth: int = 4
     think_s: float = 0.04
+    reads: float = 0.34
     ordered: bool = True
     clients: int = 1
     """Consumers' nodes for each volume; all but one wait until the volume is free."""
@@ -107,7 +108,7 @@ class World:
     _heap: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = field(factory=list)
     _order: int = 0
     _last_id: int = 0
-    _digest: hashlib._Hash = field(factory=lambda: hashlib.blake2b(digest_size=16))
+    _digest: hashlib.blake2b = field(factory=lambda: hashlib.blake2b(digest_size=16))
 
     def __attrs_post_init__(self) -> None:
         """Make the machines, the volumes and their consumers."""
@@ -177,7 +178,7 @@ class World:
             for offset in range(8)
         )
         self.loads[volume] = Load(
-            config.depth, config.think_s, hot, blocks, ordered=config.ordered
+            config.depth, config.think_s, hot, blocks, config.reads, ordered=config.ordered
         )
         self.homes[volume] = tuple(
             self.rng.sample(list(self.machines), min(config.clients, len(self.machines)))
@@ -268,11 +269,10 @@ class World:
         parts = []
         for volume, (record, _) in self.store.records.items():
             states = " ".join(f"{m.node}:{m.state.value}" for m in record.members)
-            waiting = sum(
-                len(c.asked) for p in self.processes() for c in p.clients.get(volume, ())
-            )
+            waiting = sum(len(c.asked) for p in self.processes() for c in p.clients.get(volume, ()))
             roles = " ".join(
-                f"{p.name}:{q.member.role.value}" for p in self.processes()
+                f"{p.name}:{q.member.role.value}"
+                for p in self.processes()
                 if (q := p.pumps.get(volume)) is not None
             )
             parts.append(
