@@ -1,5 +1,6 @@
 """What an operator does to a running cluster, on real processes, under a writer that sees no error."""
 
+import json
 from collections.abc import Callable
 
 from tests.harness.cluster import RunningCluster
@@ -100,3 +101,30 @@ def test_a_volume_grows_under_a_writer(start_cluster: Start) -> None:
     cluster.up()
     cluster.wait_healthy("db")
     cluster.verify("db")
+
+
+def test_rot_in_a_data_file_is_found_told_and_repaired(start_cluster: Start) -> None:
+    cluster = start_cluster(nodes=3)
+    cluster.create("db", "16MiB")
+    with NbdConnection(cluster.url("db", cluster.primary("db"))) as volume:
+        for chunk in range(64):
+            volume.call(Command.WRITE, chunk * CHUNK_BYTES, data=bytes([chunk + 1]) * CHUNK_BYTES)
+        volume.call(Command.FLUSH)
+    cluster.do("volume", "scrub", "db")  # From here on every hash is known.
+    victims = {5: cluster.replicas("db")[0], 9: cluster.primary("db")}
+    for chunk, victim in victims.items():
+        (data,) = cluster.node(victim).dir.glob("**/copies/*/data")
+        with data.open("r+b") as file:
+            file.seek(chunk * CHUNK_BYTES + 100)
+            file.write(b"rot")
+    told = cluster.run("--json", "volume", "verify", "db")
+    assert told.code == 12
+    found = {e["chunk"]: e["nodes"] for e in json.loads(told.out)["rotten"]}
+    assert found == {chunk: [victim] for chunk, victim in victims.items()}
+    scrubbed = cluster.ask("volume", "scrub", "db")
+    assert scrubbed["equal"]
+    assert scrubbed["repaired"] == 2
+    cluster.verify("db")
+    with NbdConnection(cluster.url("db", cluster.primary("db"))) as volume:
+        assert volume.call(Command.READ, 9 * CHUNK_BYTES, 4096) == bytes([10]) * 4096
+    assert "Chunk 5 has rotted" in cluster.do("volume", "events", "db")

@@ -161,6 +161,18 @@ class FakeService:
             "differences": self.differences,
         }
 
+    async def scrub(self, name: str) -> AsyncIterator[Json]:
+        await self.volume(name)
+        yield {"chunks_done": 8, "chunks_total": 16}
+        yield {
+            "equal": True,
+            "copies": 3,
+            "chunks_total": 16,
+            "differences": [],
+            "rotten": [{**each, "repaired": True} for each in self.differences],
+            "repaired": len(self.differences),
+        }
+
     async def promote(self, name: str, node: NodeName, *, force: bool = False) -> Json:
         status = await self.volume(name)
         status["primary"] = node

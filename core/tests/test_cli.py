@@ -301,3 +301,14 @@ def test_a_volume_grows_and_never_shrinks(holdfast: Command) -> None:
     assert holdfast("volume", "resize", "db", "--size", "huge").code == 2
     changed = holdfast("--json", "volume", "set", "db", "--member-missing-timeout", "900")
     assert changed.json["member_missing_timeout_s"] == 900
+
+
+def test_a_scrub_tells_what_it_repaired(holdfast: Command, service: FakeService) -> None:
+    holdfast("volume", "create", "db", "--size", "1MiB")
+    assert holdfast("volume", "scrub", "db").out == "All 3 copies of volume db are equal.\n"
+    service.differences = [{"chunk": 3, "offset": 196608, "nodes": ["n2"]}]
+    done = holdfast("volume", "scrub", "db")
+    assert done.code == 0
+    assert "196608" in done.out
+    assert "1 chunks were repaired." in done.out
+    assert holdfast("--json", "volume", "scrub", "db").json["repaired"] == 1

@@ -166,6 +166,17 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def findings(result: Json) -> Table:
+    """Return the chunks that a verification found wrong."""
+    made = table("CHUNK", "OFFSET", "WHAT", "ON", "REPAIRED", right=["CHUNK", "OFFSET"])
+    for what, key in (("rotten", "rotten"), ("differs", "differences")):
+        for each in result.get(key, ()):
+            repaired = "yes" if each.get("repaired") else "no"
+            chunk, offset = str(each["chunk"]), str(each["offset"])
+            made.add_row(chunk, offset, what, ", ".join(each["nodes"]), repaired)
+    return made
+
+
 def drain_plan(steps: Iterable[Json]) -> Table:
     """Return what draining a node does to each of its volumes."""
     made = table("VOLUME", "ROLE", "STATE", "PRIMARY GOES TO", "COPY GOES TO")

@@ -40,6 +40,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("import")(import_file)
     app.command("export")(export_file)
     app.command()(verify)
+    app.command()(scrub)
 
 
 def import_file(
@@ -129,16 +130,46 @@ def verify(ctx: typer.Context, name: Name) -> None:
         if not context.json:
             put(f"All {result['copies']} copies of volume {name} are equal.")
         return
-    differences = result["differences"]
     if not context.json:
-        rows = render.table("CHUNK", "OFFSET", "DIFFERS ON", right=["CHUNK", "OFFSET"])
-        for each in differences:
-            rows.add_row(str(each["chunk"]), str(each["offset"]), ", ".join(each["nodes"]))
-        render.show(rows)
+        render.show(render.findings(result))
     raise CopiesDifferError(
-        f"{len(differences)} chunks of volume {name} differ between its copies.",
-        hint="See the table; `holdfast volume events` tells what was repaired.",
+        f"Volume {name}: {_found(result)}.",
+        hint=f"`holdfast volume scrub {name}` repairs what can be repaired.",
     )
+
+
+def scrub(ctx: typer.Context, name: Name) -> None:
+    """Compare all copies of a volume while it is in use, and repair what is wrong.
+
+    Bytes that no longer match their own hash have rotted; they are repaired from a good copy.
+    Copies that differ without rot are made equal to the primary. Exit code 0 means that nothing
+    wrong is left.
+    """
+    from holdfast.cli import render
+
+    context = here(ctx)
+    result = verified(context.client().scrub(name), render)
+    if context.json:
+        put_json(result)
+    elif result["repaired"] or not result["equal"]:
+        render.show(render.findings(result))
+    if not result["equal"]:
+        raise CopiesDifferError(
+            f"Volume {name}: {_found(result)}, and not all of it could be repaired.",
+            hint="Restore those ranges from elsewhere, or write them anew.",
+        )
+    if not context.json:
+        done = f" {result['repaired']} chunks were repaired." if result["repaired"] else ""
+        put(f"All {result['copies']} copies of volume {name} are equal.{done}")
+
+
+def _found(result: Json) -> str:
+    parts = []
+    if result.get("rotten"):
+        parts.append(f"{len(result['rotten'])} chunks have rotted")
+    if result["differences"]:
+        parts.append(f"{len(result['differences'])} chunks differ between the copies")
+    return " and ".join(parts)
 
 
 def verified(lines: Iterator[Json], render: Any) -> Json:

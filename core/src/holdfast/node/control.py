@@ -209,6 +209,7 @@ class _Routes:
             ("GET", f"{volume}/events", self._events),
             ("GET", f"{volume}/explain", self._explain),
             ("POST", f"{volume}/verify", self._verify),
+            ("POST", f"{volume}/scrub", self._scrub),
             ("POST", f"{volume}/promote", self._promote),
             ("POST", f"{volume}/move", self._move),
             ("POST", f"{volume}/evict", self._evict),
@@ -279,6 +280,11 @@ class _Routes:
         name = _name(request)
         await self._service.volume(name)
         return _Lines(self._service.verify(name), self._leaving)
+
+    async def _scrub(self, request: Request) -> Response:
+        name = _name(request)
+        await self._service.volume(name)
+        return _Lines(self._service.scrub(name), self._leaving)
 
     async def _promote(self, request: Request) -> Response:
         body = await _body(request, {"node": str})

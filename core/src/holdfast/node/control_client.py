@@ -142,6 +142,10 @@ class ControlClient:
         """Compare all copies; yields progress, and the result last."""
         yield from self.stream("POST", f"{_path(name)}/verify")
 
+    def scrub(self, name: str) -> Iterator[Json]:
+        """Compare all copies and repair what is wrong; yields as `verify` does."""
+        yield from self.stream("POST", f"{_path(name)}/scrub")
+
     def promote(self, name: str, node: str, *, force: bool = False) -> Json:
         """Make `node`'s copy the primary."""
         path = f"{_path(name)}/promote?force={int(force)}"

@@ -175,10 +175,19 @@ class NodeService(Protocol):
         Yields:
             Progress: `chunks_done`, `chunks_total`. The last line: `equal`, `copies` (how many were
             compared), `chunks_total`, `differences`: a list of `chunk`, `offset`, `nodes`
-            (those whose copy differs from the primary's).
+            (those whose copy differs from the primary's), `repaired`; `rotten`: the same of chunks
+            whose bytes do not match their own hash, with the nodes where; `repaired` (a number).
 
         Raises:
             UnavailableError: A declared copy cannot be read now; says which.
+        """
+        ...
+
+    def scrub(self, name: str) -> AsyncIterator[Json]:
+        """As `verify`, but repairs: rot from a good copy, what differs from the primary.
+
+        Yields:
+            As `verify`; `equal` then says that nothing wrong is left.
         """
         ...
 

@@ -10,6 +10,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,6 +19,7 @@ from holdfast.errors import ConflictError, HoldfastError, NotFoundError, Unavail
 from holdfast.kernel import registry
 from holdfast.kernel.config import provenance
 from holdfast.model import CopyState, GroupRecord, VolumeSpec
+from holdfast.node import verifying
 from holdfast.node.control_client import ControlClient
 from holdfast.node.draining import drain_plan, refuse_to_lower
 from holdfast.node.explain import explain
@@ -27,7 +29,7 @@ from holdfast.node.service import Json, Sample, VolumeChanges, VolumeRequest
 from holdfast.node.status import volume_status
 from holdfast.sync import events as ev
 from holdfast.sync.member import GroupMember
-from holdfast.units import CHUNK_BYTES, NodeName
+from holdfast.units import NodeName
 
 if TYPE_CHECKING:
     from holdfast.node.daemon import Node
@@ -362,58 +364,26 @@ class Service:
 
     async def verify(self, name: str) -> AsyncIterator[Json]:
         """Compare all in-sync copies chunk by chunk, from the data itself."""
-        _spec, pump, record = await self._at_primary(name, "verify")
-        if pump is None:
-            lines = await self._forward_stream(record, name)
-            async for line in lines:
-                yield line
-            return
-        missing = [m.node for m in record.members if m.state is not CopyState.IN_SYNC]
-        if missing:
-            raise UnavailableError(
-                f"The copy on {', '.join(missing)} is not in sync and cannot be compared.",
-                hint=f"Wait until `holdfast volume show {name}` says healthy.",
-            )
-        queue: asyncio.Queue[ev.Verified] = asyncio.Queue()
-        token = pump.member.ctx.token()
-        pump.listeners[token] = queue.put_nowait
-        pump.feed(ev.Verify(token))
-        try:
-            while True:
-                told = await queue.get()
-                if told.failed:
-                    raise UnavailableError(
-                        f"The primary of {name} changed during the comparison.",
-                        hint="Run it again.",
-                    )
-                if told.differing is None:
-                    yield {"chunks_done": told.chunks_done, "chunks_total": told.chunks_total}
-                    continue
-                yield {
-                    "equal": not told.differing,
-                    "copies": told.copies,
-                    "chunks_total": told.chunks_total,
-                    "differences": [
-                        {"chunk": chunk, "offset": chunk * CHUNK_BYTES, "nodes": list(nodes)}
-                        for chunk, nodes in told.differing
-                    ],
-                }
-                return
-        finally:
-            del pump.listeners[token]
+        async for line in self._verified(name, repair=False):
+            yield line
 
-    async def _forward_stream(self, record: GroupRecord, name: str) -> AsyncIterator[Json]:
-        """Return the verification that the primary's node runs, line by line."""
-        client = self._client_of(record.primary_member.node)
-        iterator = await asyncio.to_thread(lambda: iter(client.verify(name)))
-        end = object()
+    async def scrub(self, name: str) -> AsyncIterator[Json]:
+        """As `verify`, and repair what has rotted or differs."""
+        async for line in self._verified(name, repair=True):
+            yield line
 
-        async def lines() -> AsyncIterator[Json]:
-            while (line := await asyncio.to_thread(next, iterator, end)) is not end:
-                assert isinstance(line, dict)
-                yield line
+    async def _verified(self, name: str, *, repair: bool) -> AsyncIterator[Json]:
+        call = "scrub" if repair else "verify"
+        _spec, pump, record = await self._at_primary(name, call)
+        if pump is not None:
+            lines = verifying.run(pump, name, repair=repair)
+        else:
+            client = self._client_of(record.primary_member.node)
+            lines = verifying.lines_of(partial(getattr(client, call), name))
+        async for line in lines:
+            yield line
 
-        return lines()
+    # -- lists ----------------------------------------------------------------------------------------------
 
     async def plugins(self) -> Sequence[Json]:
         """List the drivers that this node sees."""

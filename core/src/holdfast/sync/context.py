@@ -9,7 +9,7 @@ delta sync into a comparison of everything.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import attrs
 from attrs import define, field
@@ -31,9 +31,19 @@ from holdfast.sync.events import (
     SaveDirty,
     SaveSuperblock,
 )
+from holdfast.sync.hashlist import chunk_hash, parse_key
 from holdfast.sync.peers import Peers
 from holdfast.sync.placement import ScoreOf
 from holdfast.units import CHUNK_BYTES, CopyId, Epoch, NodeName, chunks_of
+
+HashOf = Callable[[bytes, VolumeSpec], bytes]
+"""The hash of a chunk's bytes, as the copies of the volume have it in their lists."""
+
+
+def hash_of(data: bytes, spec: VolumeSpec) -> bytes:
+    """Return the hash of a chunk of a volume."""
+    return chunk_hash(data, parse_key(spec.hash_key))
+
 
 _CHUNK_SHIFT = CHUNK_BYTES.bit_length() - 1
 MAP_TAG_BYTES = 8
@@ -70,6 +80,8 @@ class Context:
     """The nodes whose leases in the store live, as last seen."""
     saved_epoch: Epoch = Epoch(0)
     """The highest epoch known to be durable in the superblock."""
+    hash_of: HashOf = hash_of
+    """Another one where disks are simulated and hash in their own way."""
     growing_to: int = 0
     """The size that the own copy is being grown to; no larger than `size_bytes` when it is not."""
     _saving: dict[int, Epoch] = field(factory=dict)

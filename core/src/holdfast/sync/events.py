@@ -225,6 +225,10 @@ class Verify:
     """Operator: compare all copies; answered by `Verified` with this token."""
 
     token: int
+    repair: bool = False
+    """Put right what has rotted or diverged."""
+    pace_s: float = 0.0
+    """The least time between two batches of 8 MiB."""
 
 
 @attrs.frozen
@@ -410,6 +414,10 @@ class Verified(NamedTuple):
     """(chunk, nodes whose copy differs from the primary's), at the end."""
     failed: bool = False
     """The primary changed; begin again at the new one."""
+    rotten: tuple[tuple[int, tuple[NodeName, ...]], ...] = ()
+    """(chunk, nodes where its bytes do not match their own hash any longer)."""
+    repaired: tuple[int, ...] = ()
+    """The chunks of both kinds that were put right on every copy."""
 
 
 class Assign(NamedTuple):

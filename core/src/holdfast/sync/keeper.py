@@ -22,6 +22,7 @@ from holdfast.messages import (
     Message,
     Op,
     OpKind,
+    ReadAnswer,
     Refused,
     Resized,
     SyncBegun,
@@ -278,6 +279,10 @@ class Keeper:
                 leg.retry_at = now.mono + RETRY_OFFLINE_S
         elif isinstance(message, Refused):
             self._on_refused(leg, message, now, out)
+        elif isinstance(message, ReadAnswer):
+            data = b"" if message.errno else bytes(message.data)
+            for job in self.verifying:
+                job.on_bytes(message.id, data, now, out)
         else:
             assert isinstance(message, SyncBegun), message
 
@@ -447,6 +452,8 @@ class Keeper:
 
     def on_read(self, token: int, data: bytes, now: Instant, out: list[Effect]) -> bool:
         """Take a run that was read for sending; return whether it was ours."""
+        if any(job.on_bytes(token, data, now, out) for job in self.verifying):
+            return True
         leg = self._reads.pop(token, None)
         if leg is None:
             return False

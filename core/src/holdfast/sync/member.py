@@ -622,7 +622,10 @@ class GroupMember:
         if self.primary is None or self.keeper is None or not self.primary.serving:
             out.append(ev.Verified(event.token, 0, 0, 0, None, failed=True))
         else:
-            self.keeper.verifying.append(VerifyJob.over(event.token, self.primary))
+            job = VerifyJob.over(
+                event.token, self.primary, repair=event.repair, pace_s=event.pace_s
+            )
+            self.keeper.verifying.append(job)
 
     def _on_link_lost(self, event: ev.LinkLost, now: Instant, out: list[Effect]) -> None:
         if event.link == self.replica.link:

@@ -354,6 +354,12 @@ class PrimaryRole:
             disk.applied = disk.submitted = Position(self.next - 1)
         return first
 
+    def rewrite(self, op: Op, now: Instant, out: list[Effect]) -> None:
+        """Write good bytes over bad ones on every copy; writes are held and nothing is under way."""
+        first = self.next
+        self._emit(first, [op], len(op.data), now, out)
+        self.written = first
+
     def tell_commit(self, now: Instant, out: list[Effect]) -> None:
         """Let idle copies know the commit, so that their windows empty."""
         if self.commit > self.told_commit and self.idle:
