@@ -26,11 +26,12 @@ from holdfast.local.copy_store import (
     read_superblock,
 )
 from holdfast.local.host import Space, boot_id, space_of
-from holdfast.messages import Attach, Hello, Message, Refused, SessionOpen
+from holdfast.messages import Attach, Hello, Refused, SessionOpen
 from holdfast.model import CopyState, GroupRecord, Member, VolumeSpec
 from holdfast.node.directory import Directory
 from holdfast.node.eventlog import EventLog
 from holdfast.node.observing import Observing
+from holdfast.node.pending import PendingLink
 from holdfast.node.pump import Outlet, Pump, PumpLink
 from holdfast.sync import events as ev
 from holdfast.sync.healing import PolicyOf
@@ -316,7 +317,7 @@ class Hosting:
             handler = PumpLink(pump, link_id)
             pump.feed(ev.AttachReceived(link_id, hello))
             return handler
-        pending = _Pending()
+        pending = PendingLink()
         self._spawn(self._make_for(link, hello, pending))
         return pending
 
@@ -332,7 +333,7 @@ class Hosting:
         pump.feed(ev.SessionLinked(link_id, hello))
         return handler
 
-    async def _make_for(self, link: Link, hello: Attach, pending: _Pending) -> None:
+    async def _make_for(self, link: Link, hello: Attach, pending: PendingLink) -> None:
         """Make the copy that a primary asks for, if the record names it."""
         refusal = ""
         async with self._lock(hello.volume):
@@ -447,32 +448,3 @@ def _is_new_here(record: GroupRecord, node: NodeName) -> bool:
     """Whether the record asks this node for the first copy of a volume that was never served."""
     first = record.primary_member
     return record.epoch == 1 and first.node == node and not first.incarnation
-
-
-class _Pending:
-    """Keeps what arrives on a link while its copy is being made."""
-
-    def __init__(self) -> None:
-        self._early: list[Message] = []
-        self._lost: HoldfastError | None = None
-        self._handler: PumpLink | None = None
-
-    def become(self, handler: PumpLink) -> None:
-        """Hand everything to the handler that is there now."""
-        self._handler = handler
-        if self._early:
-            handler.on_messages(tuple(self._early))
-        if self._lost is not None:
-            handler.on_lost(self._lost)
-
-    def on_messages(self, messages: Sequence[Message]) -> None:
-        if self._handler is not None:
-            self._handler.on_messages(messages)
-        else:
-            self._early.extend(messages)
-
-    def on_lost(self, error: HoldfastError) -> None:
-        if self._handler is not None:
-            self._handler.on_lost(error)
-        else:
-            self._lost = error

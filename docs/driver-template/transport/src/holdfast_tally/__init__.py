@@ -37,11 +37,11 @@ class TallyLink:
 
     inner: Link
     counts: Counter[str]
+    peer: str = attrs.field(init=False)
 
-    @property
-    def peer(self) -> str:
-        """Who is at the other end."""
-        return self.inner.peer
+    def __attrs_post_init__(self) -> None:
+        """Know the peer by its name, for logs."""
+        self.peer = self.inner.peer
 
     @property
     def unsent_bytes(self) -> int:
