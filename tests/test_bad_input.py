@@ -64,7 +64,7 @@ def unharmed(shared: RunningCluster) -> Iterator[RunningCluster]:
         assert "Traceback" not in shared.node(name).log.read_text(), f"in the log of {name}"
 
 
-# --- the command line --------------------------------------------------------------------------------
+# --- the command line -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_failure_as_json_is_one_object(shared: RunningCluster) -> None:
     assert result.err.lstrip().startswith("{")
 
 
-# --- configuration -----------------------------------------------------------------------------------
+# --- configuration --------------------------------------------------------------------------------
 
 GOOD = """
 [node]
@@ -182,7 +182,7 @@ def test_a_port_in_use_is_a_sentence(start_cluster: Start, which: str) -> None:
     cluster.start("n2")
 
 
-# --- data directories --------------------------------------------------------------------------------
+# --- data directories -----------------------------------------------------------------------------
 
 
 def copy_folders(cluster: RunningCluster, node: str) -> list[Path]:
@@ -316,7 +316,7 @@ def events(cluster: RunningCluster, name: str) -> list[str]:
     return cluster.do("--json", "volume", "events", name).splitlines()
 
 
-# --- the wire ----------------------------------------------------------------------------------------
+# --- the wire -------------------------------------------------------------------------------------
 
 
 def rubbish() -> dict[str, bytes]:

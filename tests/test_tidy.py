@@ -24,13 +24,24 @@ TEXTS = [
 PYTHON = [path for path in TEXTS if path.suffix == ".py"]
 SOURCES = [path for path in PYTHON if "src" in path.parts and "tests" not in path.parts]
 
-LINE_CHARACTERS_MAX = 100
+LINE_CHARACTERS_MAX = 110
+"""The formatter breaks code at 100; a sentence may need a word more than that."""
 MODULE_LINES_MAX = 450
 FUNCTION_LINES_MAX = 70
 
-LONG_MODULES: Mapping[str, str] = {}
+LONG_MODULES: Mapping[str, str] = {
+    "core/src/holdfast/sync/events.py": "One list of all events and effects; no logic.",
+    "core/src/holdfast/sync/keeper.py": "The life of a leg reads best from its opening to its loss.",
+    "core/src/holdfast/sync/member.py": "Every change of role and record stands beside the others.",
+    "core/src/holdfast/testing/simulation/faults.py": "One list of all faults.",
+    "core/src/holdfast/testing/simulation/node.py": "A node carries out every effect.",
+    "plugins/transport_nvmeof/src/holdfast_transport_nvmeof/frontend.py": "Young; to be parted.",
+    "plugins/transport_nvmeof/src/holdfast_transport_nvmeof/io_commands.py": "One list of commands.",
+}
 """Path to the reason why it stays in one piece."""
-LONG_FUNCTIONS: Mapping[str, str] = {}
+LONG_FUNCTIONS: Mapping[str, str] = {
+    "core/src/holdfast/cli/volume.py:create": "Most of it declares the command's options.",
+}
 """`path:name` to the reason why it stays in one piece."""
 
 # Put together so that this file does not find itself.
@@ -54,12 +65,13 @@ def test_the_rules_have_something_to_look_at() -> None:
     assert len(PYTHON) > len(SOURCES) + 20
 
 
-def test_no_line_is_longer_than_a_hundred_characters() -> None:
+def test_no_line_runs_off_the_page() -> None:
     long = [
         f"{name_of(path)}:{number} has {len(line)} characters"
         for path in PYTHON
         for number, line in enumerate(lines_of(path), start=1)
-        if len(line) > LINE_CHARACTERS_MAX
+        # What a tool is told at the end of a line cannot stand anywhere else.
+        if len(line.partition("  # type: ignore")[0]) > LINE_CHARACTERS_MAX
     ]
     assert not long, "\n".join(long)
 

@@ -144,7 +144,5 @@ def test_all_nodes_start_cold_in_every_order() -> None:
             Fault(number, 8.0, "power", (name,), 1.0 + 2.7 * order[number], 0.5, V)
             for number, name in enumerate(names)
         ]
-        outcome = run_seed(
-            seed, config=Config(seed=seed, nodes=3, replicas=2), schedule=schedule
-        )
+        outcome = run_seed(seed, config=Config(seed=seed, nodes=3, replicas=2), schedule=schedule)
         assert outcome.violation is None, outcome.sentence()

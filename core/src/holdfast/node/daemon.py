@@ -140,7 +140,7 @@ class Node:
         self.failure = error
         self.stopping.set()
 
-    # -- links --------------------------------------------------------------------------------------
+    # -- links -------------------------------------------------------------------------------------
 
     def _accept(self, link: Link, hello: Hello) -> LinkHandler | None:
         if isinstance(hello, Attach):
@@ -163,7 +163,7 @@ class Node:
             if primary is not None and not (primary.serving and primary.idle):
                 pump.feed(ev.Tick())
 
-    # -- the directory's callbacks ------------------------------------------------------------------
+    # -- the directory's callbacks -----------------------------------------------------------------
 
     def _on_group(self, volume: VolumeId, record: GroupRecord | None, version: int) -> None:
         self.hosting.on_group(volume, record, version)
@@ -183,7 +183,7 @@ class Node:
             self._told_store_error = sentence
             _log.warning("The state store: %s", sentence)
 
-    # -- life -----------------------------------------------------------------------------------------
+    # -- life --------------------------------------------------------------------------------------
 
     async def run(self) -> int:
         """Run until stopped; return the exit code."""

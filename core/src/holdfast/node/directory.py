@@ -51,7 +51,7 @@ class Directory:
         self._on_error = on_error
         self._look = asyncio.Event()
 
-    # -- reading --------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------
 
     def by_name(self, name: str) -> VolumeSpec:
         """Return the specification of the volume `name`; raises `NotFoundError` with the nearest."""
@@ -84,7 +84,7 @@ class Directory:
             return None, 0
         return GroupRecord.from_bytes(entry.value), entry.version
 
-    # -- watching -------------------------------------------------------------------------------------
+    # -- watching ----------------------------------------------------------------------------------
 
     async def run(self, *, leases: bool = True) -> None:
         """Watch until cancelled; an outage of the store is waited out.

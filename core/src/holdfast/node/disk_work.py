@@ -74,7 +74,7 @@ class DiskWork:
             self._drained.clear()
             await self._drained.wait()
 
-    # -- the local copy: the data path --------------------------------------------------------------
+    # -- the local copy: the data path -------------------------------------------------------------
 
     def apply(self, effect: ev.ApplyOps) -> None:
         """Write into the page cache, then `Applied`."""
@@ -187,7 +187,7 @@ class DiskWork:
 
         future.add_done_callback(finish)
 
-    # -- the local copy: metadata, one thing at a time, in order --------------------------------------
+    # -- the local copy: metadata, one thing at a time, in order -----------------------------------
 
     def mark(self, effect: ev.MarkRegions) -> None:
         """Mark write intent, then `RegionsMarked`."""

@@ -359,7 +359,7 @@ class _Story:
                 "no change goes on."
             )
 
-    # -- helpers ------------------------------------------------------------------------------------
+    # -- helpers -----------------------------------------------------------------------------------
 
     def _verdict(self, record: GroupRecord) -> Verdict:
         return self.policy.decide(view_of(record, self.spec, attached_anew=False), self.now)

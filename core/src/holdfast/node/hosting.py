@@ -89,7 +89,7 @@ class Hosting:
         self._paths: dict[VolumeId, Path] = {}
         self._stopping = False
 
-    # -- PumpHost ---------------------------------------------------------------------------------------
+    # -- PumpHost ----------------------------------------------------------------------------------
 
     async def read_group(self, volume: VolumeId) -> tuple[GroupRecord | None, int]:
         """Read a group record from the store."""
@@ -141,7 +141,7 @@ class Hosting:
         if not self._stopping:
             self._spawn(self._reopen(pump))
 
-    # -- from the directory -------------------------------------------------------------------------------
+    # -- from the directory ------------------------------------------------------------------------
 
     def on_group(self, volume: VolumeId, record: GroupRecord | None, version: int) -> None:
         """A watch has told a record."""
@@ -165,7 +165,7 @@ class Hosting:
         for pump in list(self.pumps.values()):
             pump.feed(ev.NodesSeen(self.directory.alive))
 
-    # -- opening --------------------------------------------------------------------------------------------
+    # -- opening -----------------------------------------------------------------------------------
 
     async def open_all(self) -> None:
         """Open every copy on disk that the store knows; needs a primed directory."""
@@ -246,7 +246,7 @@ class Hosting:
         pump.feed(ev.NodesSeen(self.directory.alive))
         return pump
 
-    # -- making ---------------------------------------------------------------------------------------------
+    # -- making ------------------------------------------------------------------------------------
 
     async def _make_first(self, record: GroupRecord) -> None:
         """Make the first copy of a new volume, and say in the record which incarnation it is.
@@ -307,7 +307,7 @@ class Hosting:
             spec = None if entry is None else VolumeSpec.from_bytes(entry.value)
         return spec
 
-    # -- links from other nodes -----------------------------------------------------------------------------
+    # -- links from other nodes --------------------------------------------------------------------
 
     def accept_attach(self, link: Link, hello: Attach) -> LinkHandler:
         """Take a primary's link; the copy is made first when the record wants one here."""
@@ -372,7 +372,7 @@ class Hosting:
             return error.message
         return ""
 
-    # -- removing -------------------------------------------------------------------------------------------
+    # -- removing ----------------------------------------------------------------------------------
 
     async def _remove(self, pump: Pump) -> None:
         async with self._lock(pump.volume):
@@ -419,7 +419,7 @@ class Hosting:
     def _lock(self, volume: VolumeId) -> asyncio.Lock:
         return self._busy.setdefault(volume, asyncio.Lock())
 
-    # -- the whole ------------------------------------------------------------------------------------------
+    # -- the whole ---------------------------------------------------------------------------------
 
     def space(self) -> Space:
         """Return the room of all data directories together."""

@@ -245,7 +245,7 @@ class Pump:
         self.feed(ev.DiskFailed(error.reason, error.message))
         self.host.failed(self)
 
-    # -- the state store ------------------------------------------------------------------------------
+    # -- the state store ---------------------------------------------------------------------------
 
     def _compare_and_set(self, effect: ev.CompareAndSet) -> None:
         self.host.spawn(self._write_record(effect))
@@ -287,7 +287,7 @@ class Pump:
             version = self.member.ctx.version + 1
         self.feed(ev.RecordSeen(record, version))
 
-    # -- the rest -----------------------------------------------------------------------------------
+    # -- the rest ----------------------------------------------------------------------------------
 
     def _note(self, effect: ev.Note) -> None:
         self.host.note(self, effect.kind, effect.sentence)

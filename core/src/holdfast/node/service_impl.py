@@ -45,7 +45,7 @@ class Service:
         """Answer for `node`."""
         self._node = node
 
-    # -- nodes ------------------------------------------------------------------------------------------
+    # -- nodes -------------------------------------------------------------------------------------
 
     async def node(self) -> Json:
         """Describe this node."""
@@ -115,7 +115,7 @@ class Service:
         """Begin a clean stop."""
         self._node.request_stop(handover=handover)
 
-    # -- volumes ------------------------------------------------------------------------------------------
+    # -- volumes -----------------------------------------------------------------------------------
 
     async def volumes(self) -> Sequence[Json]:
         """Return the status of every volume."""
@@ -338,7 +338,7 @@ class Service:
                 )
             await asyncio.sleep(0.01)
 
-    # -- long answers ---------------------------------------------------------------------------------------
+    # -- long answers ------------------------------------------------------------------------------
 
     async def events(self, name: str, *, follow: bool) -> AsyncIterator[Json]:
         """Yield what happened to a volume, oldest first, from all nodes of this machine."""
@@ -383,7 +383,7 @@ class Service:
         async for line in lines:
             yield line
 
-    # -- lists ----------------------------------------------------------------------------------------------
+    # -- lists -------------------------------------------------------------------------------------
 
     async def plugins(self) -> Sequence[Json]:
         """List the drivers that this node sees."""

@@ -180,7 +180,7 @@ class NodeSession:
                 hint=f"Look at `holdfast volume show {self.spec.name}`.",
             ) from None
 
-    # -- for the frontend ---------------------------------------------------------------------------
+    # -- for the frontend --------------------------------------------------------------------------
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Send requests; never blocks."""
@@ -200,7 +200,7 @@ class NodeSession:
         self._run(self._machine.close())
         self._finish()
 
-    # -- from the host and the links ------------------------------------------------------------------
+    # -- from the host and the links ---------------------------------------------------------------
 
     def on_record(self, record: GroupRecord) -> None:
         """The group record has changed."""
@@ -234,7 +234,7 @@ class NodeSession:
         if isinstance(self._link, _LocalLink) and self._link.is_behind(outlet):
             self.on_lost(self._attempt)
 
-    # -- inside -----------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------
 
     def _run(self, outcomes: list[consumer.Outcome]) -> None:
         for outcome in outcomes:

@@ -177,7 +177,7 @@ class Volumes:
                 continue  # The group changed in this very moment; its record goes all the same.
             return
 
-    # -- declaring ------------------------------------------------------------------------------------
+    # -- declaring ---------------------------------------------------------------------------------
 
     def _declared(self, request: VolumeRequest) -> VolumeSpec:
         if _NAME.fullmatch(request.name) is None:
@@ -256,7 +256,7 @@ class Volumes:
             )
         return warnings
 
-    # -- changing -------------------------------------------------------------------------------------
+    # -- changing ----------------------------------------------------------------------------------
 
     def _changed(self, spec: VolumeSpec, changes: VolumeChanges) -> VolumeSpec:
         policy = changes.policy or spec.policy

@@ -118,7 +118,7 @@ class Keeper:
         if leg.read_token is not None:
             self._release_read(leg)
 
-    # -- links --------------------------------------------------------------------------------------
+    # -- links -------------------------------------------------------------------------------------
 
     def tend(self, now: Instant, out: list[Effect]) -> None:
         """Open links that are due, find legs that are lost, and go on with what waits."""
@@ -243,7 +243,7 @@ class Keeper:
             leg.unacked.clear()
             leg.unacked_bytes = 0
 
-    # -- messages -----------------------------------------------------------------------------------
+    # -- messages ----------------------------------------------------------------------------------
 
     def on_message(self, leg: Leg, message: Message, now: Instant, out: list[Effect]) -> None:
         """Take one message of a copy."""
@@ -331,7 +331,7 @@ class Keeper:
         else:
             self.review = True
 
-    # -- sync ---------------------------------------------------------------------------------------
+    # -- sync --------------------------------------------------------------------------------------
 
     def _begin_sync(self, leg: Leg, now: Instant, out: list[Effect]) -> None:
         """Choose how the copy is caught up, and begin its stream (design, section 6)."""

@@ -236,7 +236,7 @@ class GroupMember:
                 raise AssertionError(event)
         self._settle(now, out)
 
-    # -- settling: everything that follows from state, not from an event ----------------------------
+    # -- settling: everything that follows from state, not from an event ---------------------------
 
     def _review(self) -> None:
         if self.keeper is not None:
@@ -359,7 +359,7 @@ class GroupMember:
         heard = max(self.ctx.peers.heard_at(self.ctx.record.volume), self.replica.heard_since)
         return heard + timing.lease_s + timing.margin_s
 
-    # -- the record -----------------------------------------------------------------------------------
+    # -- the record --------------------------------------------------------------------------------
 
     def _ask(self, record: GroupRecord, out: list[Effect], notes: Sequence[ev.Note] = ()) -> None:
         self.wanted = record
@@ -520,7 +520,7 @@ class GroupMember:
         self.role = Role.REMOVED
         out.append(ev.RemoveCopy())
 
-    # -- changes of role --------------------------------------------------------------------------------
+    # -- changes of role ---------------------------------------------------------------------------
 
     def _become_primary(self, now: Instant, out: list[Effect]) -> None:
         ctx = self.ctx
@@ -575,7 +575,7 @@ class GroupMember:
         self.ctx.peers.unfollow(self.ctx.record.volume)
         self.role = Role.FAILED
 
-    # -- links ------------------------------------------------------------------------------------------
+    # -- links -------------------------------------------------------------------------------------
 
     def _on_attach(self, event: ev.AttachReceived, now: Instant, out: list[Effect]) -> None:
         """A primary presents itself (R3): follow it unless its epoch is stale."""
@@ -642,7 +642,7 @@ class GroupMember:
         """The member is at rest; it takes no event any more."""
         self.role = Role.STOPPED
 
-    # -- time -------------------------------------------------------------------------------------------
+    # -- time --------------------------------------------------------------------------------------
 
     @property
     def waits_for_store(self) -> bool:

@@ -247,7 +247,7 @@ class VerifyJob:
         self.advance(now, out)
         return True
 
-    # -- ends ---------------------------------------------------------------------------------------
+    # -- ends --------------------------------------------------------------------------------------
 
     def on_leg_changed(self, now: Instant, out: list[Effect]) -> None:
         """A leg was lost or dropped; what was waited for from it will not come."""

@@ -171,7 +171,7 @@ def heal(world: World) -> None:
             pump.faults.clear()
 
 
-# -- processes and machines -------------------------------------------------------------------------
+# -- processes and machines ------------------------------------------------------------------------
 
 
 def _machine(world: World, fault: Fault) -> Machine:
@@ -239,7 +239,7 @@ def _wall_jump(world: World, fault: Fault) -> None:
     _machine(world, fault).clock.wall_offset += (fault.amount - 0.5) * 7200
 
 
-# -- network ----------------------------------------------------------------------------------------
+# -- network ---------------------------------------------------------------------------------------
 
 
 def _partition(world: World, fault: Fault) -> None:
@@ -285,7 +285,7 @@ def _unclog(world: World, source: NodeName, target: NodeName) -> None:
     world.network.clogged.pop((source, target), None)
 
 
-# -- store ------------------------------------------------------------------------------------------
+# -- store -----------------------------------------------------------------------------------------
 
 
 def _store_down(world: World, fault: Fault) -> None:
@@ -317,7 +317,7 @@ def _store_unsure(world: World, fault: Fault) -> None:
     world.after(fault.duration, setattr, world.store, "unsure", 0.0)
 
 
-# -- disks ------------------------------------------------------------------------------------------
+# -- disks -----------------------------------------------------------------------------------------
 
 
 def _pump(world: World, fault: Fault) -> Pump | None:
@@ -353,7 +353,7 @@ def _fsync_error(world: World, fault: Fault) -> None:
         pump.faults["flush"] = FaultReason.FLUSH_FAILED
 
 
-# -- operators --------------------------------------------------------------------------------------
+# -- operators -------------------------------------------------------------------------------------
 
 
 def _to_primary(world: World, volume: VolumeId, event: ev.Event) -> None:

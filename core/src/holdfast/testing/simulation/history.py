@@ -149,22 +149,21 @@ def _check_register(
     pending: dict[int, Access] = {}
     rolled: list[tuple[int, set[Value]]] = []
     for at, what, accessed in events:
-        access = accessed
         if what == 0:
-            assert access is not None
-            pending[access.start] = access
-            if not access.is_write:
+            assert accessed is not None
+            pending[accessed.start] = accessed
+            if not accessed.is_write:
                 states = {_with_reads(state, pending) for state in states}
         elif what == 2:
             values = {*_survivors(accesses, at, flushes, rolled), *(value for value, _ in states)}
             rolled.append((at, values))
             states = {_with_reads((value, done), pending) for _, done in states for value in values}
         else:
-            assert access is not None
-            states = _answered(states, access, pending)
+            assert accessed is not None
+            states = _answered(states, accessed, pending)
             if not states:
-                return _explain(access, accesses)
-            del pending[access.start]
+                return _explain(accessed, accesses)
+            del pending[accessed.start]
         if len(states) > STATES_MAX:
             return None  # Undecided; never seen with the loads in use.
     return None

@@ -49,7 +49,7 @@ class Invariants:
     """Who has acknowledged in an epoch (I2)."""
     checks: int = 0
 
-    # -- whenever a primary answers -----------------------------------------------------------------
+    # -- whenever a primary answers ----------------------------------------------------------------
 
     def on_replies(self, pump: Pump, replies: Sequence[Reply]) -> None:
         """A primary answers requests: I1, I2 and the flush half of I4."""
@@ -139,7 +139,7 @@ class Invariants:
                             f"older value {have} of block {block} on stable storage",
                         )
 
-    # -- damage -------------------------------------------------------------------------------------
+    # -- damage ------------------------------------------------------------------------------------
 
     def on_damage(self, volume: VolumeId, disk: CopyDisk) -> None:
         """A copy has lost what was not flushed; if that is true of all, I4 alone protects."""
@@ -188,7 +188,7 @@ class Invariants:
             if sticky and record.attachment_generation == before.attachment_generation:
                 raise Violation("I6", "a read-only volume became writable without an attachment")
 
-    # -- checkpoints --------------------------------------------------------------------------------
+    # -- checkpoints -------------------------------------------------------------------------------
 
     def checkpoint(self) -> None:
         """I3: wherever two copies differ, somebody knows that they may."""
@@ -263,7 +263,7 @@ class Invariants:
             chunks.update(range(offset // CHUNK_BYTES, (offset + length - 1) // CHUNK_BYTES + 1))
         return chunks
 
-    # -- at rest ------------------------------------------------------------------------------------
+    # -- at rest -----------------------------------------------------------------------------------
 
     def at_rest(self) -> None:
         """All faults are over: redundancy is back (I7), copies are equal, histories make sense."""

@@ -80,7 +80,7 @@ class Network:
             delay *= 20
         return delay + self.clogged.get((source, target), 0.0)
 
-    # -- opening ------------------------------------------------------------------------------------
+    # -- opening -----------------------------------------------------------------------------------
 
     def connect(
         self, end: End, target: NodeName, hello: Hello, on_open: Callable[[End], None]
@@ -132,7 +132,7 @@ class Network:
         if end.open:
             self._lose(end, gone, sentence)
 
-    # -- sending ------------------------------------------------------------------------------------
+    # -- sending -----------------------------------------------------------------------------------
 
     def send(self, end: End, messages: Sequence[Message]) -> None:
         """Send messages to the other end."""
@@ -175,7 +175,7 @@ class Network:
         if end.open and end.on_messages is not None:
             end.on_messages(end, parcel)
 
-    # -- breaking -----------------------------------------------------------------------------------
+    # -- breaking ----------------------------------------------------------------------------------
 
     def is_blocked(self, source: NodeName, target: NodeName) -> bool:
         """Return whether nothing passes from `source` to `target`."""

@@ -148,7 +148,7 @@ class Process:
         """The machine's clocks."""
         return self.machine.clock
 
-    # -- running --------------------------------------------------------------------------------------
+    # -- running -----------------------------------------------------------------------------------
 
     def run(self, action: Callable[..., None], *args: object) -> None:
         """Run `action` now, or when the process is resumed, or never when it is dead."""
@@ -189,7 +189,7 @@ class Process:
             for client in clients:
                 client.process_died()
 
-    # -- starting -------------------------------------------------------------------------------------
+    # -- starting ----------------------------------------------------------------------------------
 
     def begin(self) -> None:
         """Watch the store, open what is on disk, start the frontends."""
@@ -270,7 +270,7 @@ class Process:
             del self.pumps[pump.volume]
             self._open_found(pump.volume)
 
-    # -- making copies --------------------------------------------------------------------------------
+    # -- making copies -----------------------------------------------------------------------------
 
     def _create(self, spec: VolumeSpec, member: Member, state: CopyState) -> CopyDisk:
         disk = CopyDisk(
@@ -359,7 +359,7 @@ class Process:
             self.machine.copies.pop(pump.volume, None)
             self.world.trace("removed", self.name, pump.volume, pump.member.ctx.copy)
 
-    # -- stopping -------------------------------------------------------------------------------------
+    # -- stopping ----------------------------------------------------------------------------------
 
     def stop(self, *, handover: bool) -> None:
         """Stop the daemon in order."""
@@ -387,7 +387,7 @@ class Process:
             self.world.store.end_session(self)
             self.machine.ended()
 
-    # -- from the store -------------------------------------------------------------------------------
+    # -- from the store ----------------------------------------------------------------------------
 
     def on_record(self, volume: VolumeId, record: GroupRecord | None, version: int) -> None:
         """A watch has told a record."""
@@ -418,7 +418,7 @@ class Process:
         for pump in list(self.pumps.values()):
             pump.feed(ev.NodesSeen(nodes))
 
-    # -- from the network -----------------------------------------------------------------------------
+    # -- from the network --------------------------------------------------------------------------
 
     def accept(self, end: End, hello: Hello) -> None:
         """Take a new link."""
@@ -444,7 +444,7 @@ class Process:
         else:
             self._make_replica(end, hello)
 
-    # -- peers ----------------------------------------------------------------------------------------
+    # -- peers -------------------------------------------------------------------------------------
 
     def tend_peers(self) -> None:
         """Send what is due, open what is missing, set the timer."""
@@ -511,7 +511,7 @@ class Process:
                 answer = self.peers.on_heartbeat(hello.node, hello.session, message, mono)
                 self.world.network.send(end, (answer,))
 
-    # -- for invariants -------------------------------------------------------------------------------
+    # -- for invariants ----------------------------------------------------------------------------
 
     def copy_of(self, volume: VolumeId, copy: CopyId) -> CopyDisk | None:
         """Return the disk of a copy on this machine."""

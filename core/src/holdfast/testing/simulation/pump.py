@@ -56,7 +56,7 @@ class Pump:
     _metadata: deque[Job] = field(factory=deque)
     _beside: int = 0
 
-    # -- stepping -----------------------------------------------------------------------------------
+    # -- stepping ----------------------------------------------------------------------------------
 
     def feed(self, event: Event) -> None:
         """Step the member with `event`, and with whatever follows from it at once."""
@@ -101,7 +101,7 @@ class Pump:
         else:
             self.feed(ev.Tick())
 
-    # -- links --------------------------------------------------------------------------------------
+    # -- links -------------------------------------------------------------------------------------
 
     def accept(self, end: End) -> LinkId:
         """Give a link that came from outside its id."""
@@ -142,7 +142,7 @@ class Pump:
         if end is not None:
             self.process.world.network.close(end)
 
-    # -- the local copy -------------------------------------------------------------------------------
+    # -- the local copy ----------------------------------------------------------------------------
 
     def _delay(self, usual_s: float) -> float:
         world = self.process.world
@@ -285,7 +285,7 @@ class Pump:
         self.feed(ev.DiskFailed(reason, f"the disk of {self.process.name} fails: {reason.value}"))
         self.process.world.after(REOPEN_S, self.process.run, self.process.reopen, self)
 
-    # -- serving --------------------------------------------------------------------------------------
+    # -- serving -----------------------------------------------------------------------------------
 
     def _serve_reads(self, effect: ev.ServeReads) -> None:
         if self._fails("read"):
@@ -298,7 +298,7 @@ class Pump:
             return Reply(request.id, 0, pack_extents([Extent(request.length, is_hole=False)]))
         return Reply(request.id, 0, self.disk.read(request.offset, request.length))
 
-    # -- the store ------------------------------------------------------------------------------------
+    # -- the store ---------------------------------------------------------------------------------
 
     def _compare_and_set(self, effect: ev.CompareAndSet) -> None:
         process = self.process
@@ -314,7 +314,7 @@ class Pump:
     def _record_read(self, record: GroupRecord | None, version: int) -> None:
         self.feed(ev.RecordSeen(record, version))
 
-    # -- the rest -------------------------------------------------------------------------------------
+    # -- the rest ----------------------------------------------------------------------------------
 
     def _note(self, effect: ev.Note) -> None:
         world = self.process.world

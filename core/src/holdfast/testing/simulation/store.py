@@ -74,7 +74,7 @@ class Store:
     def _delay(self) -> float:
         return self.world.rng.uniform(0.0005, 0.004) + self.world.rng.random() * self.slow_s
 
-    # -- compare and set ------------------------------------------------------------------------------
+    # -- compare and set ---------------------------------------------------------------------------
 
     def compare_and_set(
         self,
@@ -130,7 +130,7 @@ class Store:
         for process in self.world.processes():
             self._tell_later(process, record.volume)
 
-    # -- reading --------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------
 
     def read(
         self, process: Watcher, volume: VolumeId, done: Callable[[GroupRecord | None, int], None]
@@ -150,7 +150,7 @@ class Store:
         record, version = self.records.get(volume, (None, self.version))
         self.world.after(self._delay(), process.run, done, record, version)
 
-    # -- watching -------------------------------------------------------------------------------------
+    # -- watching ----------------------------------------------------------------------------------
 
     def _tell_later(self, process: Watcher, volume: VolumeId) -> None:
         record, version = self.records[volume]
@@ -195,7 +195,7 @@ class Store:
         else:
             self.world.after(RETRY_S, self._tell_spec, process, volume)
 
-    # -- node sessions --------------------------------------------------------------------------------
+    # -- node sessions -----------------------------------------------------------------------------
 
     def renew(self, process: Watcher, record: NodeRecord) -> None:
         """Begin or prolong the session of a node."""

@@ -51,7 +51,7 @@ class Client:
     _end: End | None = None
     _tick_at: float = float("inf")
 
-    # -- sessions -----------------------------------------------------------------------------------
+    # -- sessions ----------------------------------------------------------------------------------
 
     def begin(self) -> None:
         """Open a session, and ask for things for as long as the process lives."""
@@ -174,7 +174,7 @@ class Client:
             self._end = None
             self._do(self.session.on_lost(self._now()))
 
-    # -- requests -----------------------------------------------------------------------------------
+    # -- requests ----------------------------------------------------------------------------------
 
     def _think(self) -> float:
         return self.process.world.rng.expovariate(1.0 / self.load.think_s)

@@ -131,7 +131,7 @@ class World:
             self.at(0.5 + number * 0.01, self._create_volume, number)
         self.at(CHECK_EVERY_S, self._checkpoint)
 
-    # -- time -----------------------------------------------------------------------------------------
+    # -- time --------------------------------------------------------------------------------------
 
     def at(self, time: float, action: Callable[..., None], *args: object) -> None:
         """Do `action` at `time`."""
@@ -157,7 +157,7 @@ class World:
                 raise Violation("busy", f"more than {EVENTS_PER_S_MAX} events a second")
         self.now = until
 
-    # -- making ---------------------------------------------------------------------------------------
+    # -- making ------------------------------------------------------------------------------------
 
     def draw_id(self) -> int:
         """Return a number that was not returned before; requests, values, incarnations."""
@@ -209,7 +209,7 @@ class World:
         process.clients.setdefault(volume, []).append(client)
         client.begin()
 
-    # -- looking --------------------------------------------------------------------------------------
+    # -- looking -----------------------------------------------------------------------------------
 
     def processes(self) -> list[Process]:
         """Return the processes that live."""
@@ -285,7 +285,7 @@ class World:
         self.invariants.checkpoint()
         self.after(CHECK_EVERY_S, self._checkpoint)
 
-    # -- telling --------------------------------------------------------------------------------------
+    # -- telling -----------------------------------------------------------------------------------
 
     def trace(self, *words: object) -> None:
         """Keep a line of what happened; all lines together are the run's fingerprint."""
