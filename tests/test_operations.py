@@ -1,4 +1,4 @@
-"""What an operator does to a running cluster, on real processes, under a writer that sees no error."""
+"""What an operator does to a running cluster, on real processes, while volumes are in use."""
 
 import json
 from collections.abc import Callable
@@ -128,3 +128,20 @@ def test_rot_in_a_data_file_is_found_told_and_repaired(start_cluster: Start) -> 
     with NbdConnection(cluster.url("db", cluster.primary("db"))) as volume:
         assert volume.call(Command.READ, 9 * CHUNK_BYTES, 4096) == bytes([10]) * 4096
     assert "Chunk 5 has rotted" in cluster.do("volume", "events", "db")
+
+
+def test_scrubs_come_round_by_themselves(start_cluster: Start) -> None:
+    cluster = start_cluster(nodes=2, config="[scrub]\ninterval_s = 6\n")
+    cluster.create("db", "16MiB", replicas=1)
+    with NbdConnection(cluster.url("db", cluster.primary("db"))) as volume:
+        volume.call(Command.WRITE, 0, data=b"x" * CHUNK_BYTES)
+        volume.call(Command.FLUSH)
+    kept = cluster.node(cluster.primary("db")).dir / "data" / "scrubs.json"
+    wait_until(kept.exists, 30, "the first scrub")
+    (data,) = cluster.node(cluster.replicas("db")[0]).dir.glob("**/copies/*/data")
+    with data.open("r+b") as file:
+        file.write(b"rot")
+    wait_until(
+        lambda: "Chunk 0 has rotted" in cluster.do("volume", "events", "db"), 30, "the next one"
+    )
+    cluster.verify("db")

@@ -171,3 +171,25 @@ def test_every_state_of_a_troubled_world_can_be_explained(seed: int) -> None:
                 assert all(m.state is CopyState.IN_SYNC for m in known.members)
             else:
                 assert told["doing"] or told["next"] or told["help"], (told, record)
+
+
+def test_a_copy_that_may_lack_unflushed_writes_waits_and_says_so() -> None:
+    group = Group(1)
+    first, second = group.primary_node, group.replica_nodes[0]
+    writer = group.attach()
+    assert writer.write() == 0
+    for node in (first, second):
+        machine = group.world.machines[node]
+        machine.down_until = 1e9
+        machine.lose_power()
+    group.start(second)
+    group.run(15.0)
+    told = group.explain()
+    assert told["health"] == "offline"
+    assert f"The machine of {second} restarted without a clean stop" in sentences(told)
+    assert commands(told) == [
+        f"holdfast node start {first}",
+        f"holdfast volume promote {VOLUME} {second} --force",
+    ]
+    group.start(first)
+    group.until_healthy()

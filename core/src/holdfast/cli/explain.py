@@ -19,7 +19,7 @@ def explain(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The volume's name.")],
 ) -> None:
-    """Say why a volume is in its state, what is being done, what comes next, and what would help."""
+    """Say why a volume is in its state, what is being done, what comes next, and what helps."""
     context = here(ctx)
     told = context.client().explain(name)
     if context.json:

@@ -27,6 +27,26 @@ app = typer.Typer(
 )
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The volume's name.")]
+NewReplicas = Annotated[
+    int | None,
+    typer.Option(
+        "--replicas",
+        "-r",
+        metavar="COUNT",
+        help="Copies beside the primary, 0 to 5.",
+        show_default="as configured: 1",
+    ),
+]
+NewPolicy = Annotated[
+    str | None,
+    typer.Option(
+        "--policy",
+        "-p",
+        metavar="POLICY",
+        help="The failure mode.",
+        show_default="as configured: hard",
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -59,26 +79,8 @@ def create(
     size: Annotated[
         str, typer.Option("--size", "-s", metavar="SIZE", help="Such as 512MiB, 1GiB or 2TiB.")
     ],
-    replicas: Annotated[
-        int | None,
-        typer.Option(
-            "--replicas",
-            "-r",
-            metavar="COUNT",
-            help="Copies beside the primary, 0 to 5.",
-            show_default="as configured: 1",
-        ),
-    ] = None,
-    policy: Annotated[
-        str | None,
-        typer.Option(
-            "--policy",
-            "-p",
-            metavar="POLICY",
-            help="The failure mode.",
-            show_default="as configured: hard",
-        ),
-    ] = None,
+    replicas: NewReplicas = None,
+    policy: NewPolicy = None,
     settings: Settings = None,
     label: Labels = None,
     spread: Annotated[

@@ -31,6 +31,7 @@ from holdfast.kernel.sections import (
     ControlOptions,
     LogOptions,
     NodeOptions,
+    ScrubOptions,
     TimingOptions,
     VolumeDefaults,
 )
@@ -88,6 +89,7 @@ class Config:
     policies: Mapping[str, Mapping[str, Any]]
     """What `[policy.NAME]` sets, as JSON has it, by name; a volume's own options go before."""
     timing: TimingOptions
+    scrub: ScrubOptions
     log: LogOptions
     source: str = attrs.field(eq=False, default="")
     """The file."""
@@ -235,6 +237,7 @@ class _Reader:
             frontends=self._frontends(),
             policies=self._policies(),
             timing=self._own("timing", TimingOptions),
+            scrub=self._own("scrub", ScrubOptions),
             log=self._own("log", LogOptions),
             source=self._where.source,
             lines=self._where.lines,

@@ -95,6 +95,19 @@ class TimingOptions:
 
 
 @attrs.frozen
+class ScrubOptions:
+    """`[scrub]`: how copies are checked while nobody asks."""
+
+    interval_s: float = attrs.field(default=604_800.0, metadata={"min": 0, "unit": "s"})
+    """How often each volume is compared over all its copies, and repaired; 0: only when asked."""
+    scrub_mib_s: float = attrs.field(default=32.0, metadata={"min": 0.1, "unit": "MiB/s"})
+    """How fast that reads each copy at most."""
+    hash_mib_s: float = attrs.field(default=16.0, metadata={"min": 0, "unit": "MiB/s"})
+    """How fast chunks that were written are read again to keep their hashes; 0: not before they are
+    needed."""
+
+
+@attrs.frozen
 class LogOptions:
     """`[log]`: what is written to standard error."""
 
@@ -112,6 +125,7 @@ SECTIONS: Mapping[str, type[Any]] = {
     "control": ControlOptions,
     "volumes.defaults": VolumeDefaults,
     "timing": TimingOptions,
+    "scrub": ScrubOptions,
     "log": LogOptions,
 }
 """Table name to its class, in the order of the reference."""

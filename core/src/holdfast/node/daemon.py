@@ -44,6 +44,7 @@ from holdfast.node.heartbeats import Heartbeats
 from holdfast.node.hosting import Hosting
 from holdfast.node.observing import Observing
 from holdfast.node.pump import Pump
+from holdfast.node.scrubbing import Scrubbing
 from holdfast.node.service_impl import Service
 from holdfast.node.tasks import Tasks
 from holdfast.node.volumes import Policies, Volumes
@@ -199,6 +200,11 @@ class Node:
             self.tasks.spawn(self._republish())
             self.tasks.spawn(self.observing.run(self.hosting.pumps))
             await self.hosting.open_all()
+            if self.hosting.data:
+                kept_in = self.hosting.data[0] / "scrubs.json"
+                scrubbing = Scrubbing(self.hosting.pumps, self.config.scrub, kept_in)
+                self.tasks.spawn(scrubbing.refresh())
+                self.tasks.spawn(scrubbing.scrub())
             for name, chosen in self.config.frontends.items():
                 self.frontends[name] = await chosen.driver.open(chosen.options, self.consumer)
                 stack.push_async_callback(self.frontends[name].aclose)

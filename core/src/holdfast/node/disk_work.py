@@ -158,6 +158,10 @@ class DiskWork:
             hashes.append(chunk_hash(data, key))
         return b"".join(hashes)
 
+    def refresh(self, limit: int, done: Callable[[int], None]) -> None:
+        """Recompute up to `limit` stale hashes in a thread, then tell how many are still stale."""
+        self._in_thread(lambda: self._store.refresh_hashes(limit), done)
+
     def map(self, effect: ev.MapDisk) -> None:
         """List holes and data, then `MapDone`."""
         self._in_thread(

@@ -77,5 +77,5 @@ def refuse_to_lower(node: NodeName, steps: list[Json]) -> None:
         raise ConflictError(
             f"Node {node} cannot be drained: no other node can take its copy of {names} "
             f"({stuck[0]['why_not']}).",
-            hint="Add a node, make room, or declare fewer replicas; `--dry-run` shows the whole plan.",
+            hint="Add a node, make room, or declare fewer replicas; `--dry-run` shows the plan.",
         )

@@ -122,7 +122,7 @@ class _Story:
             self.why.append(f"The primary's node {primary.node} does not answer.")
         elif primary.node in self.alive:
             self.why.append(
-                f"The copy on {primary.node} is the primary by the group record, but does not serve."
+                f"The copy on {primary.node} is primary by the group record, but does not serve."
             )
         else:
             self.why.append(f"The primary's node {primary.node} does not run.")
@@ -132,8 +132,8 @@ class _Story:
             timing = Timing() if member is None else member.ctx.peers.timing
             silence = timing.lease_s + timing.margin_s
             self.doing.append(
-                f"The in-sync copy on {_names(sound)} takes over once {primary.node} has been silent "
-                f"for {silence:g} s; consumers wait and see no error."
+                f"The in-sync copy on {_names(sound)} takes over once {primary.node} has been "
+                f"silent for {silence:g} s; consumers wait and see no error."
             )
             return
         self._tell_nobody_left(record, heirs)
@@ -143,8 +143,8 @@ class _Story:
         assert primary is not None
         self.since = self._event_at("standing")
         self.why.append(
-            f"{record.primary_member.node} has taken over (epoch {record.epoch}) and makes the recent "
-            "writes equal on every in-sync copy before it serves, so that what was read once stays."
+            f"{record.primary_member.node} has taken over (epoch {record.epoch}) and makes the "
+            "recent writes equal on every in-sync copy before it serves, so that what was read once stays."
         )
         for leg in primary.legs.values():
             if not leg.in_sync or leg.equal:
@@ -155,8 +155,8 @@ class _Story:
             else:
                 patience = member.ctx.peers.timing.lease_s
                 self.doing.append(
-                    f"Waiting for the copy on {leg.node}; it is dropped when its node has been silent "
-                    f"for {patience:g} s."
+                    f"Waiting for the copy on {leg.node}; it is dropped when its node has been "
+                    f"silent for {patience:g} s."
                 )
         self._tell_store(member)
 
@@ -185,8 +185,8 @@ class _Story:
                 )
         elif not self.next:
             self._next(
-                f"The group is taken up again as soon as the copy on {_names(holders)} is open and the "
-                "state store answers."
+                f"The group is taken up again as soon as the copy on {_names(holders)} is open and "
+                "the state store answers."
             )
 
     # -- somebody serves --------------------------------------------------------------------------
@@ -238,8 +238,8 @@ class _Story:
                 self._help(f"If {entry.node} does not run, start it.", start)
         else:
             self._next(
-                f"If {entry.node} returns, only what changed since is sent to it; if a replacement is "
-                "being synced by then, the copy with the smaller difference is kept."
+                f"If {entry.node} returns, only what changed since is sent to it; if a replacement "
+                "is being synced by then, the copy with the smaller difference is kept."
             )
             self._help(f"Start {entry.node}.", start)
         patience = self.spec.member_missing_timeout_s
@@ -302,7 +302,8 @@ class _Story:
             )
             if after.access is not record.access:
                 self._next(
-                    f"Unless enough replicas are online by then, access becomes {after.access.value}.",
+                    "Unless enough replicas are online by then, access becomes "
+                    f"{after.access.value}.",
                     verdict.deadline,
                 )
                 self._tell_milder(record)
@@ -355,11 +356,11 @@ class _Story:
     def _tell_store(self, member: GroupMember) -> None:
         if member.waits_for_store:
             self.why.append(
-                "The state store does not answer, so a change of the group waits for it; what needs "
-                "no change goes on."
+                "The state store does not answer, so a change of the group waits for it; what "
+                "needs no change goes on."
             )
 
-    # -- helpers -----------------------------------------------------------------------------------
+    # -- helpers ----------------------------------------------------------------------------------
 
     def _verdict(self, record: GroupRecord) -> Verdict:
         return self.policy.decide(view_of(record, self.spec, attached_anew=False), self.now)

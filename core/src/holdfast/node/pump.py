@@ -311,6 +311,10 @@ class Pump:
         self._disk.in_order(lambda: self.store.save(effect.superblock), None)
         self._disk.in_order(lambda: self._loop.call_soon_threadsafe(self.stopped.set), None)
 
+    def refresh_hashes(self, limit: int, done: Callable[[int], None]) -> None:
+        """Recompute up to `limit` stale hashes of the copy, then tell how many are still stale."""
+        self._disk.refresh(limit, done)
+
     def close(self) -> None:
         """Stop stepping and let go of links and files. Idempotent."""
         if self._closed:

@@ -13,7 +13,11 @@ from holdfast.model import CopyState
 from holdfast.node.pump import Pump
 from holdfast.node.service import Json
 from holdfast.sync import events as ev
+from holdfast.sync.verify import BATCH_CHUNKS
 from holdfast.units import CHUNK_BYTES, NodeName
+
+BATCH_BYTES = BATCH_CHUNKS * CHUNK_BYTES
+"""What one step of a verification reads on each copy."""
 
 
 async def run(pump: Pump, name: str, *, repair: bool, pace_s: float = 0.0) -> AsyncIterator[Json]:

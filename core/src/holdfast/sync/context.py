@@ -96,7 +96,7 @@ class Context:
 
     @property
     def size_bytes(self) -> int:
-        """How large the own copy is on disk; what a primary serves. The specification may want more."""
+        """How large the own copy is on disk; what a primary serves. More may be declared."""
         return self.superblock.size_bytes
 
     @property

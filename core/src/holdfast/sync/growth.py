@@ -1,10 +1,10 @@
 """How a volume grows while it is in use: every copy first, then the size that consumers see.
 
-The rule is one sentence: a copy that streams, or that acknowledgements need, is at least as large as
-the primary's, and consumers are served the size of the primary's. So the primary grows last, when all
-the others have said that they are that large, durably; and a new primary, whose own copy may have
-grown before the failover while another had not, reconciles only when the others are as large as it.
-Whatever size was ever served, every in-sync copy has it, so no failover takes it back.
+The rule is one sentence: a copy that streams, or that acknowledgements need, is at least as large
+as the primary's, and consumers are served the size of the primary's. So the primary grows last,
+when all the others have said that they are that large, durably; and a new primary, whose own copy
+may have grown before the failover while another had not, reconciles only when the others are as
+large as it. Whatever size was ever served, every in-sync copy has it: no failover takes it back.
 """
 
 from __future__ import annotations

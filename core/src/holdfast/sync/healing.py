@@ -54,7 +54,7 @@ def leaving(record: GroupRecord, nodes: Mapping[NodeName, NodeRecord]) -> frozen
 def missing_count(
     record: GroupRecord, spec: VolumeSpec, nodes: Mapping[NodeName, NodeRecord], wall: float
 ) -> int:
-    """Return how many copies are to be made now; a lost one is waited for as long as `spec` says."""
+    """Return how many copies are to be made now; a lost one is waited for as `spec` says."""
     going = leaving(record, nodes)
     others = [m for m in record.members if m.copy not in {record.primary, *going}]
     wanted = spec.replicas + (record.primary in going)

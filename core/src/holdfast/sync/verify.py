@@ -1,12 +1,12 @@
 """Are all copies equal, and is each of them what it once was? Compared and repaired while in use.
 
-Of every chunk each copy tells two hashes: the one of its bytes as they are now, and the one that its
-hash list keeps since it was last written. Bytes that no longer match their own kept hash have rotted;
-copies that all match their own hashes and yet differ have diverged. Which of the two it is decides
-whose bytes are good: those of any copy that has not rotted, or the primary's.
+Of every chunk each copy tells two hashes: the one of its bytes as they are now, and the one that
+its hash list keeps since it was last written. Bytes that no longer match their own kept hash have
+rotted; copies that all match their own hashes and yet differ have diverged. Which of the two it is
+decides whose bytes are good: those of any copy that has not rotted, or the primary's.
 
-Hashes taken at different places of the stream may differ for a moment; a chunk in doubt is therefore
-asked for again while writes are held and everything written has been applied everywhere. What differs
+Hashes taken at different places of the stream may differ for a moment; a chunk in doubt is asked
+for again while writes are held and everything written has been applied everywhere. What differs
 then, differs. A repair writes the good bytes to every copy, as one more operation of the stream.
 """
 
@@ -28,7 +28,7 @@ BATCH_CHUNKS = 128
 NOTES_MAX = 20
 """Chunks that are told of one by one in the volume's events; the rest is a number."""
 _LEVELS = (0, DATA_LEVEL)
-"""What is asked for: the kept hash first, so that a stale one is settled before the bytes are read."""
+"""The kept hash is asked for first, so that a stale one is settled before the bytes are read."""
 
 
 @frozen
@@ -247,7 +247,7 @@ class VerifyJob:
         self.advance(now, out)
         return True
 
-    # -- ends --------------------------------------------------------------------------------------
+    # -- ends -------------------------------------------------------------------------------------
 
     def on_leg_changed(self, now: Instant, out: list[Effect]) -> None:
         """A leg was lost or dropped; what was waited for from it will not come."""
