@@ -35,13 +35,9 @@ LONG_MODULES: Mapping[str, str] = {
     "core/src/holdfast/sync/member.py": "Every change of role and record stands beside the others.",
     "core/src/holdfast/testing/simulation/faults.py": "One list of all faults.",
     "core/src/holdfast/testing/simulation/node.py": "A node carries out every effect.",
-    "plugins/transport_nvmeof/src/holdfast_transport_nvmeof/frontend.py": "Young; to be parted.",
-    "plugins/transport_nvmeof/src/holdfast_transport_nvmeof/io_commands.py": "One list of commands.",
 }
 """Path to the reason why it stays in one piece."""
-LONG_FUNCTIONS: Mapping[str, str] = {
-    "core/src/holdfast/cli/volume.py:create": "Most of it declares the command's options.",
-}
+LONG_FUNCTIONS: Mapping[str, str] = {}
 """`path:name` to the reason why it stays in one piece."""
 
 # Put together so that this file does not find itself.

@@ -15,6 +15,8 @@ from holdfast.messages import (
     SessionOpened,
 )
 from holdfast.model import CopyState, GroupRecord, Member
+from holdfast.node.sessions import session_id
+from holdfast.sync.attachments import is_same_consumer
 from holdfast.sync.consumer import (
     Answer,
     ConsumerSession,
@@ -135,3 +137,12 @@ def test_the_io_deadline_answers_what_has_waited_too_long() -> None:
     assert not any(isinstance(o, Answer) for o in machine.tick(4.0))
     answers = [r.id for o in machine.tick(6.0) if isinstance(o, Answer) for r in o.replies]
     assert answers == [1]
+
+
+def test_a_consumer_is_known_by_its_session_ids_and_nobody_else_is() -> None:
+    mine, again, other = session_id("nqn.host"), session_id("nqn.host"), session_id("nqn.other")
+    assert mine != again
+    assert is_same_consumer(mine, again)
+    assert not is_same_consumer(mine, other)
+    assert not is_same_consumer(session_id(), session_id())
+    assert not is_same_consumer("", "")

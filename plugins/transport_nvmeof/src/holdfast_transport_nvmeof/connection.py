@@ -79,6 +79,17 @@ class Connection(asyncio.BufferedProtocol):
         """The controller that the queue belongs to; None before Connect."""
         return self.queue.controller
 
+    def counters(self) -> dict[str, int]:
+        """Return what this connection has done so far, under the names of the metrics."""
+        queue, io = self.queue, self.queue.io
+        return {
+            "connections": 1,
+            "commands": queue.commands_taken,
+            "errors": queue.wire.errors_sent,
+            "read_bytes": io.read_bytes if io is not None else 0,
+            "written_bytes": io.written_bytes if io is not None else 0,
+        }
+
     # --- asyncio ---------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

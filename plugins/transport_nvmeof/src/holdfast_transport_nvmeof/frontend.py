@@ -23,23 +23,27 @@ from holdfast.errors import HoldfastError, NotFoundError, UnavailableError
 from holdfast.interfaces.frontend import VolumeProvider
 from holdfast.messages import Request
 from holdfast.model import VolumeSpec
+from holdfast_transport_nvmeof.connecting import (
+    RefusalError,
+    check_admin,
+    check_host,
+    check_size,
+    invalid_data,
+)
 from holdfast_transport_nvmeof.connection import Connection
 from holdfast_transport_nvmeof.controller import Controller, Notice
+from holdfast_transport_nvmeof.discovery import listed
 from holdfast_transport_nvmeof.fabrics import (
     CNTLID_MAX,
     DISCOVERY_NQN,
-    DYNAMIC_CONTROLLER,
-    IATTR_DATA,
     IPO_CNTLID,
     IPO_HOSTNQN,
     IPO_QID,
-    IPO_SQSIZE,
     IPO_SUBNQN,
     Connect,
 )
 from holdfast_transport_nvmeof.identify import ControllerFacts, ControllerType
 from holdfast_transport_nvmeof.io_commands import QueueLimits
-from holdfast_transport_nvmeof.logpages import DiscoveryEntry, Subtype
 from holdfast_transport_nvmeof.namespace import Namespace, nqn_of, volume_of
 from holdfast_transport_nvmeof.options import NvmeTcpOptions, bracketed, split_address
 from holdfast_transport_nvmeof.queue import TargetQueue
@@ -55,15 +59,6 @@ TICK_S = 0.25
 DISCOVERY_TICKS = 8
 """Every so many ticks the volumes are listed anew for discovery controllers."""
 H2C_BYTES_MAX = 1 << 20
-
-
-class _RefusalError(Exception):
-    """Connect is answered with this status."""
-
-    def __init__(self, status: int, dw0: int = 0) -> None:
-        super().__init__(status)
-        self.status = status
-        self.dw0 = dw0
 
 
 class NvmeTcpFrontendDriver:
@@ -105,7 +100,7 @@ class NvmeTcpFrontend:
     _discovery: set[Connection] = attrs.field(factory=set, repr=False)
     """Admin queues of discovery controllers."""
     _closing: dict[str, asyncio.Task[None]] = attrs.field(factory=dict, repr=False)
-    """By volume name: a session that is being given up; another waits for that."""
+    """By volume name: how the last session was given up; the next one waits for that."""
     _tasks: set[asyncio.Task[None]] = attrs.field(factory=set, repr=False)
     _is_closing: bool = False
     _emptied: asyncio.Event = attrs.field(factory=asyncio.Event, repr=False)
@@ -226,13 +221,7 @@ class NvmeTcpFrontend:
             del self._subsystems[subsystem.name]
         session, subsystem.session = subsystem.session, None
         if session is not None:
-            task = self._spawn(session.aclose())
-            self._closing[subsystem.name] = task
-            task.add_done_callback(lambda done: self._on_session_closed(subsystem.name, done))
-
-    def _on_session_closed(self, name: str, task: asyncio.Task[None]) -> None:
-        if self._closing.get(name) is task:
-            del self._closing[name]
+            self._closing[subsystem.name] = self._spawn(session.aclose())
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -270,9 +259,6 @@ class NvmeTcpFrontend:
         else:
             subsystem.opened(session)
 
-    def _on_ended(self, subsystem: Subsystem, sentence: str) -> None:
-        _log.info("NVMe/TCP volume %s: its session ended. %s", subsystem.name, sentence)
-
     # --- Connect ---------------------------------------------------------------------------
 
     def on_question(self, connection: Connection) -> None:
@@ -293,7 +279,7 @@ class NvmeTcpFrontend:
             if name is not None:
                 spec = await self.provider.describe(name)
         except NotFoundError:
-            spec = None
+            pass
         except HoldfastError as error:
             _log.warning("NVMe/TCP host %s: %s", connection.peer, error)
             connection.queue.refuse(ConnectStatus.CONNECT_CONTROLLER_BUSY)
@@ -303,14 +289,16 @@ class NvmeTcpFrontend:
             self._decide(connection, question, spec)
 
     async def _connect_discovery(self, connection: Connection, question: Connect) -> None:
-        entries = await self._entries(connection)
+        entries = await listed(
+            self.options, self.provider, own=self.address, seen=connection.local_host
+        )
         if not connection.is_open:
             return
         try:
-            self._check_host(question)
-            _check_admin(question)
+            check_host(question, self.options)
+            check_admin(question)
             controller = self._controller(question, ControllerType.DISCOVERY, None)
-        except _RefusalError as refusal:
+        except RefusalError as refusal:
             self._refuse(connection, question, refusal)
         else:
             controller.log.change(entries)
@@ -319,27 +307,17 @@ class NvmeTcpFrontend:
 
     def _decide(self, connection: Connection, question: Connect, spec: VolumeSpec | None) -> None:
         try:
-            self._check_host(question)
-            self._check_size(question)
+            check_host(question, self.options)
+            check_size(question, self.options)
             if question.qid:
                 self._join(connection, question)
             else:
                 if spec is None:
-                    raise _invalid_data(IPO_SUBNQN)
-                _check_admin(question)
+                    raise invalid_data(IPO_SUBNQN)
+                check_admin(question)
                 self._begin(connection, question, spec)
-        except _RefusalError as refusal:
+        except RefusalError as refusal:
             self._refuse(connection, question, refusal)
-
-    def _check_host(self, question: Connect) -> None:
-        if not question.host:
-            raise _invalid_data(IPO_HOSTNQN)
-        if self.options.allowed_hosts and question.host not in self.options.allowed_hosts:
-            raise _RefusalError(ConnectStatus.CONNECT_INVALID_HOST)
-
-    def _check_size(self, question: Connect) -> None:
-        if not 2 <= question.entries <= self.options.queue_entries:
-            raise _RefusalError(ConnectStatus.CONNECT_INVALID_PARAMETERS, IPO_SQSIZE)
 
     def _begin(self, connection: Connection, question: Connect, spec: VolumeSpec) -> None:
         """Make a controller for an admin queue."""
@@ -348,7 +326,7 @@ class NvmeTcpFrontend:
             space = Namespace.of(spec)
             if self.options.reservations:
                 space.reservations = Reservations()
-            subsystem = Subsystem(spec, space, self._open_session, self._on_ended)
+            subsystem = Subsystem(spec, space, self._open_session)
             subsystem.follow(self.provider.path(spec.name))
             self._subsystems[spec.name] = subsystem
         controller = self._controller(question, ControllerType.IO, subsystem)
@@ -360,20 +338,20 @@ class NvmeTcpFrontend:
         name = volume_of(question.subsystem)
         subsystem = self._subsystems.get(name) if name is not None else None
         if subsystem is None:
-            raise _invalid_data(IPO_SUBNQN)
+            raise invalid_data(IPO_SUBNQN)
         admin = subsystem.controllers.get(question.cntlid)
         controller = admin.controller if admin is not None else None
         if controller is None:
-            raise _invalid_data(IPO_CNTLID)
+            raise invalid_data(IPO_CNTLID)
         if (controller.host, controller.host_id) != (question.host, question.host_id):
-            raise _invalid_data(IPO_HOSTNQN)
+            raise invalid_data(IPO_HOSTNQN)
         if question.qid > self.options.queues_max:
-            raise _RefusalError(ConnectStatus.CONNECT_INVALID_PARAMETERS, IPO_QID)
+            raise RefusalError(ConnectStatus.CONNECT_INVALID_PARAMETERS, IPO_QID)
         if not controller.is_ready:
-            raise _RefusalError(Status.COMMAND_SEQUENCE_ERROR)
+            raise RefusalError(Status.COMMAND_SEQUENCE_ERROR)
         for other in subsystem.queues.values():
             if other.controller is controller and other.queue.wire.qid == question.qid:
-                raise _RefusalError(Status.COMMAND_SEQUENCE_ERROR)
+                raise RefusalError(Status.COMMAND_SEQUENCE_ERROR)
         number = subsystem.next_number()
         subsystem.queues[number] = connection
         connection.queue.accept(controller, number)
@@ -419,7 +397,7 @@ class NvmeTcpFrontend:
         connection.answered()
         self._arm()
 
-    def _refuse(self, connection: Connection, question: Connect, refusal: _RefusalError) -> None:
+    def _refuse(self, connection: Connection, question: Connect, refusal: RefusalError) -> None:
         _log.warning(
             "NVMe/TCP host %s at %s: its Connect of queue %d of %s is refused with 0x%x.",
             *(question.host, connection.peer, question.qid, question.subsystem, refusal.status),
@@ -456,51 +434,15 @@ class NvmeTcpFrontend:
 
     async def _refresh_discovery(self) -> None:
         for connection in list(self._discovery):
-            entries = await self._entries(connection)
+            entries = await listed(
+                self.options, self.provider, own=self.address, seen=connection.local_host
+            )
             controller = connection.controller
             if controller is not None and controller.log.change(entries):
                 controller.notify(Notice.DISCOVERY_LOG_PAGE_CHANGE)
                 connection.send_events()
 
-    async def _entries(self, connection: Connection) -> list[DiscoveryEntry]:
-        """Return what a host is told that has come by `connection`."""
-        own_host, own_port = split_address(self.options.advertise or self.address)
-        if not self.options.advertise and own_host in {"0.0.0.0", "::"}:  # noqa: S104 - compared.
-            own_host = connection.local_host
-        others = self.provider.addresses(NvmeTcpFrontendDriver.name)
-        paths = {(own_host, own_port): 0}
-        for address in others:
-            paths.setdefault(split_address(address), len(paths))
-        entries = self.options.queue_entries
-        listed = [
-            DiscoveryEntry(nqn_of(name), host, port, Subtype.NVM, number, min(entries, 32))
-            for name in await self.provider.names()
-            for (host, port), number in paths.items()
-        ]
-        for address in self.options.referrals:
-            host, port = split_address(address)
-            listed.append(DiscoveryEntry(DISCOVERY_NQN, host, port, Subtype.REFERRAL, 0xFFFF))
-        return listed
-
-
-def _check_admin(question: Connect) -> None:
-    if question.cntlid != DYNAMIC_CONTROLLER:
-        raise _invalid_data(IPO_CNTLID)
-
-
-def _invalid_data(offset: int) -> _RefusalError:
-    return _RefusalError(ConnectStatus.CONNECT_INVALID_PARAMETERS, IATTR_DATA | offset)
-
 
 def _count(totals: dict[str, float], connection: Connection) -> None:
-    queue = connection.queue
-    io = queue.io
-    values = {
-        "connections": 1,
-        "commands": queue.commands_taken,
-        "errors": queue.wire.errors_sent,
-        "read_bytes": io.read_bytes if io is not None else 0,
-        "written_bytes": io.written_bytes if io is not None else 0,
-    }
-    for key, value in values.items():
+    for key, value in connection.counters().items():
         totals[key] = totals.get(key, 0) + value

@@ -16,7 +16,7 @@ import attrs
 
 from holdfast import __version__
 from holdfast.units import BLOCK_BYTES, REQUEST_BYTES_MAX, SECTOR_BYTES
-from holdfast_transport_nvmeof.namespace import ANA_GROUP, NSID, AnaState, Namespace
+from holdfast_transport_nvmeof.namespace import ANA_GROUP, NSID, Namespace
 
 IDENTIFY_BYTES = 4096
 VERSION = 0x0001_0400
@@ -197,6 +197,3 @@ def controller_list(ids: list[int], *, least: int) -> bytes:
 def command_sets() -> bytes:
     """Return the one combination of command sets there is: NVM alone (CNS 1Ch)."""
     return struct.pack("<Q", 1).ljust(IDENTIFY_BYTES, b"\0")
-
-
-__all__ = ["AnaState", "Cns", "ControllerFacts", "ControllerType", "Oaes", "Oncs"]

@@ -21,9 +21,6 @@ from holdfast_transport_nvmeof.commands import (
     DEAC,
     DSM_RANGE,
     FUA,
-    FUSE_MASK,
-    NSID_ALL,
-    PSDT_MASK,
     PSDT_SGL,
     Command,
     IoOpcode,
@@ -31,6 +28,7 @@ from holdfast_transport_nvmeof.commands import (
 )
 from holdfast_transport_nvmeof.controller import Controller
 from holdfast_transport_nvmeof.identify import TRANSFER_BYTES_MAX
+from holdfast_transport_nvmeof.judging import CHANGING, judge, judge_transfer
 from holdfast_transport_nvmeof.namespace import NSID, Namespace
 from holdfast_transport_nvmeof.pdu import (
     COMMON,
@@ -48,23 +46,10 @@ _ID_SHIFT = 32
 """A request id: queue number, part of a command (16 bits), CID (16 bits)."""
 _PART_SHIFT = 16
 _PARTS_AT_ONCE = 8
-PAGE_BYTES = 4096
-"""Most that a command with a list of ranges or keys may carry."""
 _READ, _WRITE = int(IoOpcode.READ), int(IoOpcode.WRITE)
 _KIND_READ, _KIND_WRITE = int(RequestKind.READ), int(RequestKind.WRITE)
 _SGL_TRANSPORT, _SGL_CAPSULE = int(SglType.TRANSPORT_DATA_BLOCK), int(SglType.DATA_BLOCK_OFFSET)
 _new = tuple.__new__
-
-_RESERVING = frozenset(
-    {
-        IoOpcode.RESERVATION_REGISTER,
-        IoOpcode.RESERVATION_ACQUIRE,
-        IoOpcode.RESERVATION_RELEASE,
-        IoOpcode.RESERVATION_REPORT,
-    }
-)
-_ON_BLOCKS = frozenset({IoOpcode.READ, IoOpcode.WRITE, IoOpcode.COMPARE, IoOpcode.WRITE_ZEROES})
-_CHANGING = frozenset({IoOpcode.WRITE, IoOpcode.WRITE_ZEROES, IoOpcode.DATASET_MANAGEMENT})
 
 
 @attrs.frozen
@@ -188,7 +173,7 @@ class IoCommands:
             self._end(command, Status.TRANSIENT_TRANSPORT_ERROR)
 
     def _take_in_steps(self, command: Command, capsule: memoryview) -> None:
-        status, length = self._judge(command)
+        status, length = judge(command, self.namespace, self.controller)
         if status:
             self._end(command, status)
             return
@@ -204,59 +189,6 @@ class IoCommands:
         else:
             self._run_or_defer(command)
 
-    def _judge(self, command: Command) -> tuple[int, int]:
-        """Return why a command may not be carried out, or 0 and how many bytes it transfers."""
-        space, opcode = self.namespace, command.opcode
-        if command.flags & FUSE_MASK or command.flags & PSDT_MASK != PSDT_SGL:
-            return Status.INVALID_FIELD_IN_COMMAND, 0
-        if opcode not in IoOpcode._value2member_map_ or opcode == IoOpcode.FABRICS:
-            return Status.INVALID_COMMAND_OPCODE, 0
-        if not self.controller.is_ready:
-            return Status.COMMAND_SEQUENCE_ERROR, 0
-        if command.nsid != NSID and not (opcode == IoOpcode.FLUSH and command.nsid == NSID_ALL):
-            return Status.INVALID_NAMESPACE_OR_FORMAT, 0
-        if not space.is_accessible:
-            return Status.ASYMMETRIC_ACCESS_INACCESSIBLE, 0
-        if opcode in _RESERVING:
-            if space.reservations is None:
-                return Status.INVALID_COMMAND_OPCODE, 0
-        elif space.reservations is not None and opcode != IoOpcode.FLUSH:
-            if not space.reservations.allows(self.controller.host_id, writes=opcode in _CHANGING):
-                return Status.RESERVATION_CONFLICT, 0
-        if opcode in _CHANGING and not space.is_writable:
-            return Status.NAMESPACE_IS_WRITE_PROTECTED, 0
-        return self._judge_range(command, space)
-
-    @staticmethod
-    def _judge_range(command: Command, space: Namespace) -> tuple[int, int]:
-        opcode = command.opcode
-        length = 0
-        if opcode in _ON_BLOCKS:
-            blocks = (command.cdw12 & 0xFFFF) + 1
-            if (command.cdw10 | command.cdw11 << 32) + blocks > space.blocks:
-                return Status.LBA_OUT_OF_RANGE, 0
-            if opcode == IoOpcode.WRITE_ZEROES:
-                return 0, 0
-            length = blocks * SECTOR_BYTES
-            if length > TRANSFER_BYTES_MAX:
-                return Status.INVALID_FIELD_IN_COMMAND, 0
-        elif opcode == IoOpcode.DATASET_MANAGEMENT:
-            length = ((command.cdw10 & 0xFF) + 1) * DSM_RANGE.size
-        elif opcode in {IoOpcode.RESERVATION_REGISTER, IoOpcode.RESERVATION_ACQUIRE}:
-            length = 16
-        elif opcode == IoOpcode.RESERVATION_RELEASE:
-            length = 8
-        if not length:
-            return 0, 0
-        if opcode not in _ON_BLOCKS and length < command.sgl_length <= PAGE_BYTES:
-            length = command.sgl_length  # Linux sends a whole page of ranges, however few count.
-        if command.sgl_length != length:
-            return Status.DATA_SGL_LENGTH_INVALID, 0
-        allowed = {_SGL_TRANSPORT} if opcode == _READ else {_SGL_TRANSPORT, _SGL_CAPSULE}
-        if command.sgl_type not in allowed:
-            return Status.SGL_DESCRIPTOR_TYPE_INVALID, 0
-        return 0, length
-
     def _run_or_defer(self, command: Command) -> None:
         """Begin a command that will hold memory here, or let it wait until there is room."""
         if self._deferred or self._inflight_bytes >= self.limits.inflight_bytes_max:
@@ -265,7 +197,7 @@ class IoCommands:
             self._begin(command)
 
     def _begin(self, command: Command) -> None:
-        length = self._judge_range(command, self.namespace)[1]
+        length = judge_transfer(command, self.namespace)[1]
         if length and command.opcode != _READ:
             self._inflight_bytes += length
             self._transfers[command.cid] = _Transfer(command, length)
@@ -448,7 +380,7 @@ class IoCommands:
 
     def _fail_io(self, cid: int, opcode: int, error: int, status: int | None) -> None:
         if status is None:
-            status = status_of_errno(error, writes=opcode in _CHANGING)
+            status = status_of_errno(error, writes=opcode in CHANGING)
         self.controller.note_error(self.wire.qid, cid, status)
         self.wire.complete(cid, status)
 

@@ -8,6 +8,7 @@ connection.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 
 import attrs
@@ -22,6 +23,8 @@ from holdfast_transport_nvmeof.io_commands import IoCommands
 from holdfast_transport_nvmeof.logpages import Counters
 from holdfast_transport_nvmeof.namespace import AnaState, Namespace
 from holdfast_transport_nvmeof.status import Status
+
+_log = logging.getLogger("holdfast.nvme_tcp")
 
 _ANA = {
     PathState.OPTIMIZED: AnaState.OPTIMIZED,
@@ -38,8 +41,6 @@ class Subsystem:
     namespace: Namespace
     open_session: Callable[[Subsystem], None] = attrs.field(repr=False)
     """Called when requests wait for a session; ends in `opened` or `refused`."""
-    on_ended: Callable[[Subsystem, str], None] = attrs.field(repr=False)
-    """Called when the session ended from its side, with the sentence that says why."""
     controllers: dict[int, Connection] = attrs.field(factory=dict, repr=False)
     """The admin queue of each, by controller id."""
     queues: dict[int, Connection] = attrs.field(factory=dict, repr=False)
@@ -143,7 +144,7 @@ class Subsystem:
         one sends them there.
         """
         self.session = None
-        self.on_ended(self, sentence)
+        _log.info("NVMe/TCP volume %s: its session ended. %s", self.name, sentence)
         self._spread_failed(Status.ASYMMETRIC_ACCESS_INACCESSIBLE)
         for connection in [*self.queues.values(), *self.controllers.values()]:
             connection.hang_up(sentence)
