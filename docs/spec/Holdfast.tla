@@ -161,6 +161,14 @@ Init ==
     /\ hist = [issued |-> 0, acked |-> 0, kept |-> 0, seen |-> 0, flushed |-> 0, flushes |-> 0]
     /\ net = [cut |-> {}, store |-> {}, faults |-> 0]
 
+(* A sync begins (R8).  A dirty map that names nothing and a copy that suspects nothing need no
+   comparison; without a map the hash tree compares everything. *)
+Syncing(p, l, map) ==
+    LET needs == map # "clean" \/ l.sus
+    IN  [l EXCEPT !.ph = "stream", !.wants = FALSE, !.sus = FALSE,
+                  !.job = IF needs THEN "compare" ELSE "sent",
+                  !.q = IF needs THEN <<Op("b", 0)>> ELSE <<Op("b", 0), Op("F", 0)>>]
+
 -----------------------------------------------------------------------------
 (* Consumers *)
 

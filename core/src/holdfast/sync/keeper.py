@@ -321,7 +321,7 @@ class Keeper:
             elif not self.primary.serving:
                 return  # Reconciled together with the others.
             elif leg.equal and identity.session == leg.process:
-                leg.resume(identity.applied, now.mono, out)
+                leg.resume(identity.applied, identity.durable, now.mono, out)
             else:
                 self._fault(leg, FaultReason.RESTARTED, "its process restarted")
             return

@@ -141,11 +141,15 @@ class Leg:
             self.durable = durable
             self.progress_at = now
 
-    def resume(self, applied: Position, now: float, out: list[Effect]) -> None:
-        """Go on after a cut: everything above what the copy has applied is sent again."""
+    def resume(self, applied: Position, durable: Position, now: float, out: list[Effect]) -> None:
+        """Go on after a cut: everything above what the copy has applied is sent again.
+
+        What it says of itself stands for the acknowledgements that the cut has swallowed; it will
+        not repeat them.
+        """
         self.phase = Phase.STREAMING
         self.lost_since = self.gone_since = None
-        self.on_ack(applied, self.durable, now)
+        self.on_ack(applied, durable, now)
         assert self.link is not None
         if self.unacked:
             self.progress_at = now
