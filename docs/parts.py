@@ -249,12 +249,43 @@ def numbers() -> str:
 _SEEDED = "CRC-32 of the bits, seeded with the CRC-32 of the sector's number (8 bytes), that with"
 
 
+def _hashes_on_disk() -> str:
+    from holdfast.local.copy import hash_file
+    from holdfast.sync import hashlist
+
+    listed = hash_file.HASHES_PER_SECTOR * hashlist.HASH_BYTES
+    return (
+        f"### `hashes`: sectors of {hash_file.SECTOR_BYTES} bytes, little-endian\n\n"
+        + table(
+            ("offset", "bytes", "field", "meaning"),
+            (
+                (0, listed, "hashes", f"{hash_file.HASHES_PER_SECTOR} of them, each of 16 bytes"),
+                (listed, hash_file.SECTOR_BYTES - 4 - listed, "spare", "zeros"),
+                (
+                    hash_file.SECTOR_BYTES - 4,
+                    4,
+                    "checksum",
+                    _SEEDED.replace("bits", "bytes before") + " the CRC-32 of "
+                    "`hashes:COPY:INCARNATION`",
+                ),
+            ),
+            right=2,
+        )
+        + "\nA sector of zeros has the hashes of zeros; in any other one whose checksum does not "
+        "match all hashes are unknown, and computed anew.\n\n"
+        f"BLAKE3 in keyed mode, its first {hashlist.HASH_BYTES} bytes; zeros for a chunk of zeros, "
+        "so that the list of a sparse volume is sparse.\nA short last chunk is hashed as if padded "
+        f"with zeros.\nThe tree over the list is computed: a node hashes the {hashlist.FANOUT} "
+        "hashes below it, and is zeros when they are.\n"
+    )
+
+
 def on_disk() -> str:
     """The files of a copy's directory, byte by byte."""
     from holdfast.interfaces.copy import Superblock
     from holdfast.kernel.schema import doc_of
     from holdfast.local.copy import bitmap_file, dirty, superblock
-    from holdfast.sync import context, hashlist
+    from holdfast.sync import context
 
     head = superblock._HEAD.format  # noqa: SLF001 - the page is about these bytes.
     slot = layout(
@@ -289,13 +320,6 @@ def on_disk() -> str:
         + "\n`intent` has a bit for each region, `stale` one for each chunk whose hash is not to "
         "be trusted.\nA sector whose checksum does not match counts as all bits set.\n"
     )
-    hashes = (
-        f"### `hashes`: {hashlist.HASH_BYTES} bytes for each chunk\n\n"
-        f"BLAKE3 in keyed mode, its first {hashlist.HASH_BYTES} bytes; zeros for a chunk of zeros, "
-        "so that the list of a sparse volume is sparse.\nA short last chunk is hashed as if padded "
-        f"with zeros.\nThe tree over the list is computed: a node hashes the {hashlist.FANOUT} "
-        "hashes below it, and is zeros when they are.\n"
-    )
     kept = layout(
         "### `dirty/COPY`: what another copy has missed, little-endian",
         (
@@ -311,7 +335,7 @@ def on_disk() -> str:
         "chunk.\n"
         "It is replaced by a rename; a damaged one counts as all bits set.\n"
     )
-    return f"{slot}\n{payload}\n{maps}\n{hashes}\n{kept}"
+    return f"{slot}\n{payload}\n{maps}\n{_hashes_on_disk()}\n{kept}"
 
 
 def file(path: str) -> str:

@@ -113,7 +113,7 @@ class DataFile:
     def grow(self, size_bytes: int) -> None:
         """Make the file longer; durable on return."""
         with files.errors_named(self._where):
-            os.ftruncate(self._fd, size_bytes)
+            files.port.ftruncate(self._fd, size_bytes)
         self.flush()
         self.size_bytes = size_bytes
 

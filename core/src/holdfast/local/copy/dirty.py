@@ -37,11 +37,14 @@ class DirtyMaps:
     __slots__ = ("_directory",)
 
     def __init__(self, directory: Path) -> None:
-        """Use a directory that exists; leftovers of interrupted saves are removed."""
+        """Use a directory that exists; leftovers of interrupted saves are removed, durably."""
         self._directory = directory
         with files.errors_named(str(directory)):
             for leftover in directory.glob("*" + _NEW):
-                leftover.unlink(missing_ok=True)
+                files.port.unlink(leftover)
+            # A process that was killed may have left renamed or removed what is not so on disk yet.
+            # What is read here is acted upon, so a power loss must not bring back what was before.
+            files.sync_directory(directory)
 
     def names(self) -> Sequence[CopyId]:
         """Return the copies for which a map is kept, sorted."""
@@ -68,21 +71,21 @@ class DirtyMaps:
         body = len(bits).to_bytes(8, "little") + zlib.compress(bits, 1)
         where = str(path)
         with files.errors_named(where):
-            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            fd = files.port.create(new)
             try:
                 head = _MAGIC + zlib.crc32(body).to_bytes(4, "little")
                 files.write_all(fd, head + body, 0)
                 files.sync(fd, where)
             finally:
                 os.close(fd)
-            new.rename(path)
+            files.port.rename(new, path)
         files.sync_directory(self._directory)
 
     def drop(self, copy: CopyId) -> None:
         """Forget a map, durably: one that came back after a crash would be taken for complete."""
         path = self._path(copy)
         try:
-            path.unlink()
+            files.port.unlink(path)
         except FileNotFoundError:
             return
         except OSError as error:

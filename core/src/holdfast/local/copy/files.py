@@ -2,6 +2,9 @@
 
 The one place where an `OSError` becomes a `CopyError`, and where Linux's `fallocate` is reached:
 Python's own `os.posix_fallocate` can neither punch holes nor zero ranges. Knows no file's meaning.
+
+Whatever changes the disk goes through the `StoragePort` in force. It is the kernel, except where the
+crash tests put one beneath the store that keeps a record of all calls (`tests/crash`).
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -28,6 +32,43 @@ _ZEROS: Final = memoryview(bytes(1 << 20))
 """Zeros are written in pieces of this many bytes at most."""
 IOV_MAX: Final = 1024
 """Buffers of one `pwritev`: UIO_MAXIOV of linux/uio.h."""
+
+
+class StoragePort:
+    """Every call by which the store of a copy changes its disk; they raise `OSError`, as in `os`.
+
+    Not safe to change while another thread uses it, so only tests do.
+    """
+
+    pwrite = staticmethod(os.pwrite)
+    pwritev = staticmethod(os.pwritev)
+    ftruncate = staticmethod(os.ftruncate)
+    fdatasync = staticmethod(os.fdatasync)
+    fsync = staticmethod(os.fsync)
+    mkdir = staticmethod(os.mkdir)
+    rename = staticmethod(os.rename)
+    unlink = staticmethod(os.unlink)
+    rmtree = staticmethod(shutil.rmtree)
+
+    def create(self, path: Path) -> int:
+        """Return a descriptor of the empty file `path`; the directory's entry is not durable yet."""
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+
+    def fallocate(self, fd: int, mode: int, offset: int, length: int) -> bool:
+        """Return whether the kernel did it; raises `OSError` for a failure that is not "cannot"."""
+        if _fallocate is None:
+            return False
+        while _fallocate(fd, mode, offset, length) != 0:
+            code = ctypes.get_errno()
+            if code in _UNSUPPORTED:
+                return False
+            if code != errno.EINTR:
+                raise OSError(code, os.strerror(code))
+        return True
+
+
+port = StoragePort()
+"""The port in force."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _fallocate = getattr(_libc, "fallocate64", None) or getattr(_libc, "fallocate", None)
@@ -79,16 +120,17 @@ def sync(fd: int, where: str) -> None:
             calls it clean, so nothing may be tried again.
     """
     try:
-        os.fdatasync(fd)
+        port.fdatasync(fd)
     except OSError as error:
         raise flush_error(error, where) from error
 
 
 def sync_directory(directory: Path) -> None:
     """Make the names in `directory` durable."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with errors_named(str(directory)):
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        port.fsync(fd)
     except OSError as error:
         raise flush_error(error, str(directory)) from error
     finally:
@@ -97,13 +139,13 @@ def sync_directory(directory: Path) -> None:
 
 def write_all(fd: int, data: Payload, offset: int) -> None:
     """Write all of `data` at `offset`, however often the kernel has to be asked."""
-    written = os.pwrite(fd, data, offset)
+    written = port.pwrite(fd, data, offset)
     if written == len(data):
         return
     rest = memoryview(data)
     while written < len(rest):
         # A short write is how a full disk begins; the next attempt raises what is the matter.
-        more = os.pwrite(fd, rest[written:], offset + written)
+        more = port.pwrite(fd, rest[written:], offset + written)
         if more == 0:
             raise OSError(errno.EIO, "the kernel wrote nothing")
         written += more
@@ -111,7 +153,7 @@ def write_all(fd: int, data: Payload, offset: int) -> None:
 
 def write_run(fd: int, parts: Sequence[Payload], offset: int, length: int) -> None:
     """Write `parts`, at most `IOV_MAX`, one behind the other from `offset` on; `length` in all."""
-    written = os.pwritev(fd, parts, offset)
+    written = port.pwritev(fd, parts, offset)
     if written == length:
         return
     for part in parts:
@@ -190,66 +232,4 @@ def _seek(fd: int, offset: int, end: int, whence: int, *, beyond: int) -> int:
 
 
 def _try_fallocate(fd: int, mode: int, offset: int, length: int) -> bool:
-    """Return whether the kernel did it; raises `OSError` for a failure that is not "cannot"."""
-    if _fallocate is None:
-        return False
-    while _fallocate(fd, mode, offset, length) != 0:
-        code = ctypes.get_errno()
-        if code in _UNSUPPORTED:
-            return False
-        if code != errno.EINTR:
-            raise OSError(code, os.strerror(code))
-    return True
-
-
-class FileBuffer:
-    """A file behind the face of a bytearray: slices are read and written at their place.
-
-    Not an mmap: a full disk or a bad sector under a mapped page is a signal that kills the process,
-    and with it every other copy it serves. Here it is a `CopyError`.
-    """
-
-    __slots__ = ("_fd", "_length", "_unsynced", "_where")
-
-    def __init__(self, fd: int, length: int, where: str) -> None:
-        """Show the first `length` bytes of `fd`, whose name for errors is `where`."""
-        self._fd = fd
-        self._length = length
-        self._where = where
-        self._unsynced = False
-
-    def __len__(self) -> int:
-        """Return the number of bytes."""
-        return self._length
-
-    def __getitem__(self, where: slice, /) -> bytes:
-        """Read a slice; bytes beyond the end of the file are zeros."""
-        start, stop, _ = where.indices(self._length)
-        try:
-            return read_filled(self._fd, stop - start, start)
-        except OSError as error:
-            raise copy_error(error, self._where) from error
-
-    def __setitem__(self, where: slice, value: bytes, /) -> None:
-        """Write a slice."""
-        start, stop, _ = where.indices(self._length)
-        assert stop - start == len(value)
-        self._unsynced = True
-        try:
-            write_all(self._fd, value, start)
-        except OSError as error:
-            raise copy_error(error, self._where) from error
-
-    def sync(self) -> None:
-        """Put what was written on stable storage; costs nothing when nothing was."""
-        if self._unsynced:
-            sync(self._fd, self._where)
-            self._unsynced = False
-
-    def grow(self, length: int) -> None:
-        """Show, and make, a longer file; durable on return."""
-        with errors_named(self._where):
-            os.ftruncate(self._fd, length)
-        self._length = length
-        self._unsynced = True
-        self.sync()
+    return port.fallocate(fd, mode, offset, length)

@@ -5,7 +5,8 @@ first and marks their chunks stale. So a hash that was computed from bytes that 
 changing is stale again as soon as that write is noted, and no lock is on the way of a write.
 
 On disk, `stale` is trusted only where no write intent stands: a region is unmarked after `persist`,
-and a region that an unclean stop left marked is stale as a whole.
+and a region that an unclean stop left marked is stale as a whole. Hashes that are found damaged are
+stale too, and are so on disk before anything is written over them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Final
 
 from holdfast.local.copy.bitmap_file import BitmapFile
 from holdfast.local.copy.data import DataFile
-from holdfast.local.copy.files import FileBuffer
+from holdfast.local.copy.hash_file import DamagedHashesError, HashFile
 from holdfast.messages import Op
 from holdfast.sync.bitmap import consecutive
 from holdfast.sync.hashlist import HASH_BYTES, ZERO_HASH, HashList, chunk_hash
@@ -36,7 +37,7 @@ class ChunkHashes:
 
     __slots__ = ("_buffer", "_cursor", "_data", "_list", "_lock", "_notes", "_stale")
 
-    def __init__(self, buffer: FileBuffer, stale: BitmapFile, data: DataFile, key: bytes) -> None:
+    def __init__(self, buffer: HashFile, stale: BitmapFile, data: DataFile, key: bytes) -> None:
         """Take over open files; `key` is the volume's."""
         chunks = chunks_of(data.size_bytes)
         self._buffer = buffer
@@ -65,10 +66,18 @@ class ChunkHashes:
                 stop = min((first + count) * CHUNKS_PER_REGION, self._list.chunks)
                 self._mark(start, stop - start)
 
-    def mark_all_stale(self) -> None:
-        """Mark every chunk stale: the list itself is not to be trusted."""
+    def forget(self) -> None:
+        """Drop every hash, durably: the list itself is not to be trusted.
+
+        Staleness goes first: a crash on the way leaves hashes as they were, or all of them stale.
+        """
         with self._lock:
             self._mark(0, self._list.chunks)
+            self._stale.write()
+            self._stale.sync()
+            self._buffer.clear()
+            self._buffer.sync()
+            self._list.forget_tree()
 
     def get(self, chunks: Sequence[int]) -> bytes:
         """Return 16 bytes for each chunk, recomputing what is stale."""
@@ -79,7 +88,11 @@ class ChunkHashes:
         for first, length in consecutive(wanted):
             self._freshen(first, length)
         with self._lock:
-            return self._list.get(chunks)
+            try:
+                return self._list.get(chunks)
+            except DamagedHashesError as found:
+                self._distrust(found)
+        return self.get(chunks)
 
     def tree(self, level: int, indexes: Sequence[int]) -> bytes:
         """Return 16 bytes for each node, recomputing what is stale below."""
@@ -91,7 +104,11 @@ class ChunkHashes:
             for first, length in self._list.stale_below(level, index):
                 self._freshen(first, length)
         with self._lock:
-            return self._list.nodes(level, indexes)
+            try:
+                return self._list.nodes(level, indexes)
+            except DamagedHashesError as found:
+                self._distrust(found)
+        return self.tree(level, indexes)
 
     def refresh(self, limit: int) -> int:
         """Recompute up to `limit` stale hashes, going round; return how many are still stale."""
@@ -115,16 +132,14 @@ class ChunkHashes:
         """
         with self._lock:
             self._take_notes()
-            self._buffer.sync()
-            self._stale.write()
-            self._stale.sync()
+            self._persist()
 
     def grow(self, size_bytes: int) -> None:
         """Follow the data file, which has grown by zeros; durable on return."""
         chunks = chunks_of(size_bytes)
         with self._lock:
             self._take_notes()
-            self._buffer.grow(chunks * HASH_BYTES)
+            self._buffer.grow(chunks)
             self._stale.resize(chunks)
             self._list.resize(self._buffer, chunks)
 
@@ -150,9 +165,26 @@ class ChunkHashes:
                 chunk_hash(data[at : at + CHUNK_BYTES], key) for at in range(0, length, CHUNK_BYTES)
             )
         done = len(values) // HASH_BYTES
-        self._list.put_run(first, values)
+        try:
+            self._list.put_run(first, values)
+        except DamagedHashesError as found:
+            self._distrust(found)
+            return 0  # The chunks are still stale, and their turn comes again.
         self._stale.touch(first, done)
         return done
+
+    def _persist(self) -> None:
+        self._buffer.sync()
+        self._stale.write()
+        self._stale.sync()
+
+    def _distrust(self, found: DamagedHashesError) -> None:
+        """Mark stale what was found damaged, durably: the first hash written there mends the sector.
+
+        The lock is held.
+        """
+        self._mark(found.first, min(found.count, self._list.chunks - found.first))
+        self._persist()
 
     def _take_notes(self) -> None:
         """Mark stale what the notes name. The lock is held."""

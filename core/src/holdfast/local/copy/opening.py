@@ -14,7 +14,6 @@ import errno
 import fcntl
 import os
 import secrets
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -27,14 +26,21 @@ from holdfast.local.copy import files
 from holdfast.local.copy.bitmap_file import BitmapFile
 from holdfast.local.copy.data import DataFile
 from holdfast.local.copy.dirty import DirtyMaps
+from holdfast.local.copy.hash_file import HashFile, file_bytes
 from holdfast.local.copy.hashes import ChunkHashes
 from holdfast.local.copy.store import CopyFiles, FileCopyStore
-from holdfast.local.copy.superblock import SuperblockFile, read_superblock_file
-from holdfast.sync.hashlist import HASH_BYTES, parse_key
+from holdfast.local.copy.superblock import (
+    FORMAT_VERSION,
+    SuperblockFile,
+    read_superblock_file,
+)
+from holdfast.sync.hashlist import parse_key
 from holdfast.units import CopyId, Epoch, VolumeId, chunks_of, regions_of
 from holdfast.units import Sequence as Position
 
 _FILES: Final = ("data", "superblock", "intent", "stale", "hashes")
+_TRUSTED: Final = ("superblock", "intent", "stale", "hashes")
+"""What an opening reads and acts upon. `data` is not here: write intent stands where it may differ."""
 _DIRTY: Final = "dirty"
 
 
@@ -97,7 +103,7 @@ def create_copy(
         with files.errors_named(str(directory)):
             lock = _make_locked(directory, new, undo)
         with contextlib.ExitStack() as remove:
-            remove.callback(shutil.rmtree, new, ignore_errors=True)
+            remove.callback(files.port.rmtree, new, ignore_errors=True)
             with files.errors_named(str(directory)):
                 _create_files(new, superblock)
                 _rename(new, directory)
@@ -110,7 +116,10 @@ def create_copy(
 
 
 def open_copy(directory: Path, *, boot: str) -> FileCopyStore:
-    """Open a copy that exists; writes nothing until the owner does.
+    """Open a copy that exists; writes nothing until the owner does, but for a lost list of hashes.
+
+    What it tells is on stable storage: a process that was killed may have written what the disk
+    does not have yet, and a power loss later must not take back what was told here.
 
     Args:
         directory: The copy's directory.
@@ -125,6 +134,7 @@ def open_copy(directory: Path, *, boot: str) -> FileCopyStore:
     directory = directory.absolute()
     with contextlib.ExitStack() as undo:
         lock = _lock(directory, undo)
+        files.sync_directory(directory.parent)
         parts, repaired = _open_parts(directory, lock, undo)
         undo.pop_all()
     return FileCopyStore(directory, parts, boot=boot, fresh=False, repaired=repaired)
@@ -153,13 +163,14 @@ def delete_copy(directory: Path) -> None:
         if directory.exists():
             lock = _lock(directory, undo)
             undo.callback(os.close, lock)
-            shutil.rmtree(gone, ignore_errors=True)
-            directory.rename(gone)
-            files.sync_directory(directory.parent)
+            files.port.rmtree(gone, ignore_errors=True)
+            files.port.rename(directory, gone)
             undo.pop_all()
             os.close(lock)
         if gone.exists():
-            shutil.rmtree(gone)
+            # Also where an earlier call was cut short: the files may go only after the name has.
+            files.sync_directory(directory.parent)
+            files.port.rmtree(gone)
 
 
 # --- making ------------------------------------------------------------------------------------
@@ -180,9 +191,9 @@ def _make_locked(directory: Path, new: Path, undo: contextlib.ExitStack) -> int:
         # What an interrupted making left; it never was a copy. Its lock tells whether one goes on.
         with contextlib.ExitStack() as leftover:
             _lock(new, leftover)
-            shutil.rmtree(new)
+            files.port.rmtree(new)
     try:
-        new.mkdir(mode=0o700)
+        files.port.mkdir(new, 0o700)
     except FileNotFoundError as error:
         raise NotFoundError(f"There is no directory {directory.parent}.") from error
     return _lock(new, undo)
@@ -190,21 +201,20 @@ def _make_locked(directory: Path, new: Path, undo: contextlib.ExitStack) -> int:
 
 def _create_files(directory: Path, superblock: Superblock) -> None:
     """Write and flush the files of a new copy."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     regions, chunks = regions_of(superblock.size_bytes), chunks_of(superblock.size_bytes)
-    (directory / _DIRTY).mkdir(mode=0o700)
+    files.port.mkdir(directory / _DIRTY, 0o700)
     files.sync_directory(directory / _DIRTY)
     # The superblock comes last, so that what has one has everything else.
     for name in ("data", "hashes", "intent", "stale", "superblock"):
         path = directory / name
-        fd = os.open(path, flags, 0o600)
+        fd = files.port.create(path)
         try:
             match name:
                 case "data":
-                    os.ftruncate(fd, superblock.size_bytes)
+                    files.port.ftruncate(fd, superblock.size_bytes)
                     files.sync(fd, str(path))
                 case "hashes":
-                    os.ftruncate(fd, chunks * HASH_BYTES)
+                    files.port.ftruncate(fd, file_bytes(chunks))
                     files.sync(fd, str(path))
                 case "intent":
                     BitmapFile.create(fd, path, regions, _identity(name, superblock))
@@ -219,7 +229,7 @@ def _create_files(directory: Path, superblock: Superblock) -> None:
 
 def _rename(new: Path, directory: Path) -> None:
     try:
-        new.rename(directory)
+        files.port.rename(new, directory)
     except OSError as error:
         if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
             raise _exists(directory) from error
@@ -235,6 +245,8 @@ def _open_parts(
     """Return the open files of a locked copy, and what was found damaged, as sentences."""
     descriptors = {name: fd for name in _FILES if (fd := _open(directory / name, undo)) >= 0}
     _refuse_strangers(directory, descriptors)
+    for name in _TRUSTED:
+        files.sync(descriptors[name], str(directory / name))
     slots, found = SuperblockFile.open(descriptors["superblock"], directory / "superblock")
     if found:
         # The damaged slot may have been the newer one, and it may have said "not clean".
@@ -244,7 +256,7 @@ def _open_parts(
     data.check_length()
     intent, in_intent = _open_map(directory, "intent", descriptors, superblock)
     stale, in_stale = _open_map(directory, "stale", descriptors, superblock)
-    hashes, in_hashes = _open_hashes(directory, descriptors, superblock, stale, data)
+    hashes, in_hashes = _open_hashes(directory, descriptors, slots, stale, data)
     if not superblock.clean:
         hashes.mark_regions_stale(intent.bits)
     with files.errors_named(str(directory)):
@@ -329,17 +341,21 @@ def _open_map(
 def _open_hashes(
     directory: Path,
     descriptors: dict[str, int],
-    superblock: Superblock,
+    slots: SuperblockFile,
     stale: BitmapFile,
     data: DataFile,
 ) -> tuple[ChunkHashes, tuple[str, ...]]:
     path, fd = directory / "hashes", descriptors["hashes"]
-    length = chunks_of(superblock.size_bytes) * HASH_BYTES
+    chunks = chunks_of(slots.current.size_bytes)
     with files.errors_named(str(path)):
-        missing = length - os.lseek(fd, 0, os.SEEK_END)
-    buffer = files.FileBuffer(fd, length, str(path))
-    hashes = ChunkHashes(buffer, stale, data, parse_key(superblock.hash_key))
-    if missing <= 0:
-        return hashes, ()
-    hashes.mark_all_stale()
-    return hashes, (f"{path} was cut short by {missing} bytes; its hashes are computed anew.",)
+        missing = file_bytes(chunks) - os.lseek(fd, 0, os.SEEK_END)
+    buffer = HashFile(fd, chunks, str(path), _identity("hashes", slots.current))
+    hashes = ChunkHashes(buffer, stale, data, parse_key(slots.current.hash_key))
+    if slots.format_version < FORMAT_VERSION:
+        # Format 1 had a list without checksums. Saving last, so that a crash on the way is harmless.
+        hashes.forget()
+        slots.save(slots.current)
+    elif missing > 0:
+        hashes.forget()
+        return hashes, (f"{path} was cut short by {missing} bytes; its hashes are computed anew.",)
+    return hashes, ()

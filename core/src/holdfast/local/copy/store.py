@@ -12,7 +12,7 @@ In the directory:
     superblock    two slots, `holdfast.local.copy.superblock`
     intent        a bit per region, `holdfast.local.copy.bitmap_file`
     stale         a bit per chunk, the same format
-    hashes        16 bytes per chunk, sparse, `holdfast.sync.hashlist`
+    hashes        16 bytes per chunk and checksums, sparse, `holdfast.local.copy.hash_file`
     dirty/<copy>  `holdfast.local.copy.dirty`
 """
 

@@ -33,7 +33,9 @@ from holdfast.errors import CopyError, FaultReason, IntegrityError
 from holdfast.interfaces.copy import Superblock
 from holdfast.local.copy import files
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+"""Of the whole directory: 2 has checksums in `hashes`; a copy of format 1 is made one of format 2 when
+it is opened."""
 SLOT_BYTES: Final = 4096
 _MAGIC: Final = b"HFCOPYSB"
 _HEAD: Final = struct.Struct("<8sIIQI")
@@ -88,14 +90,22 @@ def decode_slot(raw: bytes) -> Superblock:
 class SuperblockFile:
     """The open file and which slot is to be written next."""
 
-    __slots__ = ("_durable_slot", "_fd", "_where", "current")
+    __slots__ = ("_durable_slot", "_fd", "_where", "current", "format_version")
 
-    def __init__(self, fd: int, where: str, current: Superblock, durable_slot: int) -> None:
-        """Go on from a superblock that is known to be durable in `durable_slot`."""
+    def __init__(
+        self,
+        fd: int,
+        where: str,
+        current: Superblock,
+        durable_slot: int,
+        format_version: int = FORMAT_VERSION,
+    ) -> None:
+        """Go on from a superblock of `format_version` that is known to be durable in its slot."""
         self._fd = fd
         self._where = where
         self.current = current
         self._durable_slot = durable_slot
+        self.format_version = format_version
 
     @classmethod
     def create(cls, fd: int, path: Path, superblock: Superblock) -> Self:
@@ -111,12 +121,16 @@ class SuperblockFile:
     def open(cls, fd: int, path: Path) -> tuple[Self, tuple[str, ...]]:
         """Return the file with the newest valid slot, and what was found damaged, as sentences.
 
+        What is in the file must be on stable storage: the next save writes over the older slot.
+
         Raises:
             IntegrityError: Neither slot is valid, or both claim the same generation and differ.
             CopyError: A newer version of Holdfast has written it, or the file cannot be read.
         """
         superblock, slot, damage = _choose(fd, path)
-        return cls(fd, str(path), superblock, durable_slot=slot), damage
+        with files.errors_named(str(path)):
+            raw = os.pread(fd, _HEAD.size, slot * SLOT_BYTES)
+        return cls(fd, str(path), superblock, slot, _HEAD.unpack(raw)[1]), damage
 
     def save(self, superblock: Superblock) -> None:
         """Write the next generation; durable on return.
@@ -133,6 +147,7 @@ class SuperblockFile:
         files.sync(self._fd, self._where)
         self._durable_slot = target
         self.current = current
+        self.format_version = FORMAT_VERSION
         with files.errors_named(self._where):
             files.write_all(self._fd, slot, (1 - target) * SLOT_BYTES)
 
