@@ -11,6 +11,7 @@ from holdfast.model import CopyState, GroupRecord, Member, NodeRecord, VolumeSpe
 from holdfast.node.draining import drain_plan, refuse_to_lower
 from holdfast.node.service import Json
 from holdfast.sync import events as ev
+from holdfast.sync.member import BUSY_TICK_S
 from holdfast.sync.placement import place
 from holdfast.units import BLOCK_BYTES, GIB, CopyId, Epoch, NodeName, VolumeId
 
@@ -70,6 +71,38 @@ def test_a_primary_moves_to_the_node_that_was_named(replicas: int) -> None:
     assert group.primary_node == target
     assert writer.write(BLOCK_BYTES) == 0
     assert group.content(target).keys() == {0, 1}
+
+
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_a_handover_under_writes_takes_one_epoch_and_no_tick(seed: int) -> None:
+    group = Group(2, seed=seed)
+    writer = group.attach()
+    for _ in range(6):
+        asked = [writer.ask(RequestKind.WRITE, 0, b"x" * BLOCK_BYTES) for _ in range(16)]
+        epoch, target = group.record.epoch, group.replica_nodes[0]
+        began = group.world.now
+        group.feed(ev.Handover(target, leave=False))
+        while not (group.primary_node == target and group.serves):
+            group.run(0.001)
+        assert group.world.now - began < BUSY_TICK_S
+        for each in asked:
+            assert writer.answer(each).errno == 0
+        group.until_healthy()
+        assert group.record.epoch == epoch + 1
+
+
+def test_a_successor_whose_predecessor_is_silent_takes_over_all_the_same() -> None:
+    group = Group(1)
+    writer = group.attach(group.replica_nodes[0])
+    former, target = group.primary_node, group.replica_nodes[0]
+    group.feed(ev.Handover(target, leave=False))
+    process = group.world.machines[former].process
+    assert process is not None
+    while group.primary_node != target:
+        group.run(0.0005)
+    process.pause()
+    group.until(lambda: group.primary_node == target and group.serves, "the successor", 6.0)
+    assert writer.write() == 0
 
 
 def test_a_move_goes_on_under_another_primary() -> None:

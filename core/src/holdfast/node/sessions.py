@@ -313,15 +313,18 @@ class NodeSession:
 
     def _arm(self) -> None:
         """Have the machine ticked while it looks for a primary."""
-        if self._timer is None and self._machine.phase in {
-            SessionPhase.SEEKING,
-            SessionPhase.OPENING,
-        }:
-            now = time.monotonic()
-            # While an answer is awaited, only the record is looked at again.
-            waiting = self._machine.phase is SessionPhase.OPENING
-            delay = 0.1 if waiting else max(0.005, self._machine.retry_at - now)
-            self._timer = self._loop.call_later(delay, self._on_timer)
+        if self._machine.phase not in {SessionPhase.SEEKING, SessionPhase.OPENING}:
+            return
+        now = time.monotonic()
+        # While an answer is awaited, only the record is looked at again.
+        waiting = self._machine.phase is SessionPhase.OPENING
+        delay = 0.1 if waiting else max(0.005, self._machine.retry_at - now)
+        if self._timer is not None:
+            if self._timer.when() <= self._loop.time() + delay:
+                return
+            # A refusal came before the time at which one would have looked again.
+            self._timer.cancel()
+        self._timer = self._loop.call_later(delay, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None

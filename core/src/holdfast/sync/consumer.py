@@ -29,7 +29,8 @@ from holdfast.messages import (
 from holdfast.model import Access, GroupRecord
 from holdfast.units import NodeName
 
-RETRY_S_MIN = 0.02
+RETRY_S_MIN = 0.005
+"""The new primary of a handover may hear of it some milliseconds after its consumers."""
 RETRY_S_MAX = 0.25
 """Looking for a primary costs one connection; failover takes seconds, so this adds little to it."""
 

@@ -87,6 +87,9 @@ class Departure:
         if not primary.draining:
             primary.draining = True
             primary.holds += 1
+        assert self.member.keeper is not None
+        # Every acknowledgement may be the one that was waited for; consumers wait until it is seen.
+        self.member.keeper.review = True
         if now.mono - self._handover_since > STOP_PATIENCE_S and self.member.wanted is None:
             self._abandon(now, out)
 

@@ -42,6 +42,10 @@ from holdfast.sync.verify import VerifyJob
 
 BUSY_TICK_S = 0.05
 IDLE_TICK_S = 0.5
+LEASE_TICK_S = 0.005
+"""While only a lease is missing, which comes beside the member's own events."""
+HANDOVER_NEWS_S = 0.25
+"""How long a copy that the record names waits for its predecessor to tell it so on the stream."""
 _READING = frozenset({RequestKind.READ, RequestKind.EXTENTS, RequestKind.FLUSH})
 
 
@@ -343,18 +347,20 @@ class GroupMember:
 
     def _should_stand(self, now: Instant) -> bool:
         """R4 and R5: in sync by the record, and the primary silent for long enough."""
-        ctx = self.ctx
-        if not self._may_promote():
-            return False
-        if ctx.record.primary == ctx.copy:
-            return True  # This very copy was primary; its old process is gone, it held the lock.
-        return now.mono >= self._stand_at()
+        return self._may_promote() and now.mono >= self._stand_at()
 
     def _may_promote(self) -> bool:
         ctx = self.ctx
         return ctx.counted_in and (self._forced or membership.may_promote(ctx.record, ctx.copy))
 
     def _stand_at(self) -> float:
+        """Return when the primary has been silent for long enough; monotonic time."""
+        if self.ctx.record.primary == self.ctx.copy:
+            if self.replica.link is None:
+                # This very copy was primary; its old process is gone, it held the lock.
+                return float("-inf")
+            # A handover, heard of from the store first; the stream brings it without another epoch.
+            return self.replica.heard_since + HANDOVER_NEWS_S
         timing = self.ctx.peers.timing
         heard = max(self.ctx.peers.heard_at(self.ctx.record.volume), self.replica.heard_since)
         return heard + timing.lease_s + timing.margin_s
@@ -667,6 +673,8 @@ class GroupMember:
             return max(BUSY_TICK_S, min(self._stand_at() - now.mono, 2.5))
         if self.keeper is not None and self.keeper.verifying:
             return BUSY_TICK_S
+        if not primary.serving and all(leg.equal for leg in primary.legs.values() if leg.in_sync):
+            return LEASE_TICK_S
         settled = primary.serving and primary.idle and primary.commit >= primary.told_commit
         if settled and all(
             leg.phase is Phase.STREAMING and leg.in_sync for leg in primary.legs.values()
