@@ -59,6 +59,7 @@ class Connection(asyncio.BufferedProtocol):
     owner: Owner = attrs.field(repr=False)
     queue: TargetQueue
     connect_timeout_s: float
+    term_patience_s: float = TERM_PATIENCE_S
     peer: str = "?"
     local_host: str = ""
     """The address of ours that the host has connected to."""
@@ -203,9 +204,14 @@ class Connection(asyncio.BufferedProtocol):
 
     def flush(self) -> None:
         """Write what the machine has to send."""
+        if self.is_open:
+            self.flush_to(self._transport)
+
+    def flush_to(self, transport: asyncio.Transport) -> None:
+        """Write what the machine has to send to `transport`."""
         output = self.queue.take_output()
-        if output and self.is_open:
-            self._transport.writelines(output)
+        if output:
+            transport.writelines(output)
 
     # --- the end ---------------------------------------------------------------------------
 
@@ -216,7 +222,19 @@ class Connection(asyncio.BufferedProtocol):
         self._slab.start = self._slab.end
         self.flush()
         self._disarm()
-        self._timer = self._loop.call_later(TERM_PATIENCE_S, self.abort)
+        self._timer = self._loop.call_later(self.term_patience_s, self.abort)
+
+    def hand_over(self) -> tuple[asyncio.Transport, Slab]:
+        """Give the connection away, with what was received and not read; reading goes on.
+
+        Only while Connect is being answered, and not within `on_question`.
+        """
+        self._disarm()
+        self.is_open = False
+        self.flush_to(self._transport)
+        if not self._is_reading:
+            self._transport.resume_reading()
+        return self._transport, self._slab
 
     def hang_up(self, reason: str = "") -> None:
         """Close the connection once what was written is sent; a reason is logged."""

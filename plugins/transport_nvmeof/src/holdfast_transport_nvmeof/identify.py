@@ -19,6 +19,8 @@ from holdfast.units import BLOCK_BYTES, REQUEST_BYTES_MAX, SECTOR_BYTES
 from holdfast_transport_nvmeof.namespace import ANA_GROUP, NSID, Namespace
 
 IDENTIFY_BYTES = 4096
+VENDOR_SPECIFIC = 3072
+"""Where the vendor-specific bytes of Identify Controller begin."""
 VERSION = 0x0001_0400
 """1.4.0: ANA, controller types and namespace write protection are there, and all kernels know it."""
 MODEL = "Holdfast volume"
@@ -90,6 +92,10 @@ class ControllerFacts:
     in_capsule_bytes: int = 0
     """Data that an I/O command may carry in its capsule."""
     has_reservations: bool = False
+    mdts: int = MDTS
+    """0 for no limit."""
+    vendor: bytes = b""
+    """What stands in the vendor-specific bytes."""
 
 
 def controller(facts: ControllerFacts) -> bytes:
@@ -99,7 +105,7 @@ def controller(facts: ControllerFacts) -> bytes:
     page[4:24] = facts.serial.encode().ljust(20)[:20]
     page[24:64] = MODEL.encode().ljust(40)
     page[64:72] = __version__.encode().ljust(8)[:8]
-    page[77] = MDTS
+    page[77] = facts.mdts
     struct.pack_into("<HI", page, 78, facts.cntlid, VERSION)
     oaes = Oaes.NAMESPACE_ATTRIBUTE | Oaes.ANA_CHANGE if is_io else Oaes.DISCOVERY_LOG_CHANGE
     ctratt = 1 | 1 << 6  # 128-bit host identifiers; any command keeps the controller alive.
@@ -116,6 +122,8 @@ def controller(facts: ControllerFacts) -> bytes:
     page[768:1024] = facts.subsystem.encode().ljust(256, b"\0")
     if is_io:
         _io_controller(page, facts)
+    assert len(facts.vendor) <= IDENTIFY_BYTES - VENDOR_SPECIFIC
+    page[VENDOR_SPECIFIC : VENDOR_SPECIFIC + len(facts.vendor)] = facts.vendor
     return bytes(page)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import struct
 import uuid
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import cast
 from urllib.parse import unquote, urlsplit
 
@@ -73,6 +73,7 @@ class HostConnection(asyncio.BufferedProtocol):
     _slab: Slab = attrs.field(factory=Slab, repr=False)
     _transport: asyncio.Transport = attrs.field(init=False, repr=False)
     _futures: set[asyncio.Future[Finished]] = attrs.field(factory=set, repr=False)
+    _on_closed: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send ICReq."""
@@ -84,6 +85,8 @@ class HostConnection(asyncio.BufferedProtocol):
         """Fail what is outstanding."""
         self.is_open = False
         self.closed.set()
+        if self._on_closed is not None:
+            self._on_closed()
         reason = self.queue.close_reason or "The connection to the controller is gone."
         for future in self._futures:
             if not future.done():
@@ -129,6 +132,15 @@ class HostConnection(asyncio.BufferedProtocol):
         if output and self.is_open:
             self._transport.writelines(output)
 
+    def when_closed(self, call: Callable[[], None]) -> None:
+        """Call `call` when the connection is gone."""
+        self._on_closed = call
+
+    def hand_over(self) -> tuple[asyncio.Transport, Slab]:
+        """Give the connection away; only while nothing is outstanding."""
+        self.is_open = False
+        return self._transport, self._slab
+
     def abort(self) -> None:
         """Cut the connection."""
         self._transport.abort()
@@ -152,6 +164,8 @@ class NvmeTcpHost:
     """Dword 0 of each asynchronous event, when `watch` was called."""
     _tasks: set[asyncio.Task[None]] = attrs.field(factory=set)
     _turn: int = 0
+    _capsule_units: int = 0
+    """IOCCSZ."""
 
     @classmethod
     async def connect(
@@ -217,21 +231,21 @@ class NvmeTcpHost:
             self.transfer_bytes_max = 4096 << page[77]
         if self.identity.kato_ms:
             self._spawn(self._keep_alive())
-        if not queues:
-            return
-        (capsule,) = struct.unpack_from("<I", page, 1792)
-        granted = await self.set_feature(Feature.NUMBER_OF_QUEUES, (queues - 1) * 0x1_0001)
-        for qid in range(1, min(queues, (granted & 0xFFFF) + 1) + 1):
-            identity = attrs.evolve(
-                self.identity,
-                cntlid=self.cntlid,
-                qid=qid,
-                entries=min(self.entries, entries_max),
-                kato_ms=0,
-            )
-            _, connection = await self._queue(identity)
-            connection.queue.in_capsule_bytes = capsule * 16 - 64
-            self.queues.append(connection)
+        self.entries = min(self.entries, entries_max)
+        (self._capsule_units,) = struct.unpack_from("<I", page, 1792)
+        if queues:
+            granted = await self.set_feature(Feature.NUMBER_OF_QUEUES, (queues - 1) * 0x1_0001)
+            for qid in range(1, min(queues, (granted & 0xFFFF) + 1) + 1):
+                await self.connect_queue(qid)
+
+    async def connect_queue(self, qid: int) -> None:
+        """Connect one I/O queue; raises `NvmeStatusError` when the controller refuses."""
+        identity = attrs.evolve(
+            self.identity, cntlid=self.cntlid, qid=qid, entries=self.entries, kato_ms=0
+        )
+        _, connection = await self._queue(identity)
+        connection.queue.in_capsule_bytes = self._capsule_units * 16 - 64
+        self.queues.append(connection)
 
     async def _queue(self, identity: Connect) -> tuple[Finished, HostConnection]:
         loop = asyncio.get_running_loop()

@@ -14,10 +14,10 @@ from typing import Any, Final
 from xxhash import xxh3_64, xxh3_64_intdigest
 
 from holdfast import messages as m
+from holdfast.cold import ColdCodec
 from holdfast.errors import LocalProtocolError
 from holdfast.messages import Message, Payload
 from holdfast.units import KIB, Sequence
-from holdfast_transport_tcp.cold import ColdCodec
 from holdfast_transport_tcp.compression import Squeezer
 from holdfast_transport_tcp.counters import Counters
 from holdfast_transport_tcp.layout import (
