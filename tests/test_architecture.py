@@ -30,6 +30,7 @@ ROOMS = {
     "local": INWARD,
     "testing": INWARD,
     "slab": {"units"},
+    "cold": set(),
     "node": INWARD | {"kernel", "local", "slab", "__version__"},
     # The facade of those who embed Holdfast.
     "api": INWARD | {"kernel", "local", "node"},
