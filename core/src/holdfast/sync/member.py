@@ -339,7 +339,8 @@ class GroupMember:
         if self.role is Role.REPLICA and self._should_stand(now):
             # From here on the old primary gets no promise and no acknowledgement from this copy.
             self.role = Role.CANDIDATE
-            ctx.peers.follow(ctx.record.volume, ctx.epoch, None)
+            # Nor for the epoch that it stands against, though it may have only read of that one.
+            ctx.peers.follow(ctx.record.volume, max(ctx.epoch, ctx.record.epoch), None)
             if replica.link is not None:
                 out.append(ev.CloseLink(replica.link, "this copy stands for primary"))
                 replica.on_link_lost()

@@ -115,5 +115,7 @@ def open_member(
         absent=absent,
         saved_epoch=superblock.epoch,
     )
-    peers.follow(record.volume, superblock.epoch, record.primary_member.node)
+    # The record may be ahead of the disk: whoever it has deposed gets no promise here.
+    known = max(superblock.epoch, record.epoch)
+    peers.follow(record.volume, known, record.primary_member.node)
     return GroupMember(ctx, policy_of, started_at=now)

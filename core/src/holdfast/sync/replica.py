@@ -156,19 +156,22 @@ class ReplicaRole:
 
     def on_progress(self, out: list[Effect]) -> None:
         """Something was applied, flushed or saved: greet or acknowledge as far as that allows."""
+        ctx = self.ctx
+        if ctx.disk.blocked and ctx.epoch_is_durable:
+            # Also when the link that began the sync is gone: the mark is on disk, and what had come
+            # behind it would otherwise wait for good, and the next greeting with it.
+            ctx.disk.unblock(out)
         if self.link is None:
             return
         if self._greeting:
             self._greet(out)
             return
-        ctx = self.ctx
         if not ctx.epoch_is_durable:
             return
         if self._begun:
             self._begun = False
             self._streaming = self._synced = True
             out.append(Send(self.link, (SyncBegun(ctx.epoch),)))
-            ctx.disk.unblock(out)
         if self._resizing and ctx.size_bytes >= self._resizing:
             out.append(Send(self.link, (Resized(ctx.epoch, ctx.size_bytes),)))
             self._resizing = 0

@@ -62,6 +62,7 @@ class Invariants:
             asked = world.requests.get(reply.id)
             if reply.errno or asked is None:
                 continue
+            self._alone(pump)
             volume, request, accesses = asked
             if request.kind in _WRITES:
                 self._acknowledged(pump, record)
@@ -88,6 +89,21 @@ class Invariants:
             # What it holds has become the truth, and the others were made equal to it.
             for _, disk in self.in_sync_disks(record):
                 disk.tainted = False
+
+    def _alone(self, pump: Pump) -> None:
+        """I2: nobody answers anything while another serves under a higher epoch."""
+        mine = pump.member.ctx
+        for process in self.world.processes():
+            other = process.pumps.get(pump.volume)
+            if other is None or other is pump or other.member.primary is None:
+                continue
+            theirs = other.member.ctx
+            if other.member.primary.serving and theirs.epoch > mine.epoch:
+                raise Violation(
+                    "I2",
+                    f"{mine.node} answers in epoch {mine.epoch}, but {theirs.node} serves in epoch "
+                    f"{theirs.epoch} already",
+                )
 
     def in_sync_disks(self, record: GroupRecord) -> Iterator[tuple[NodeName, CopyDisk]]:
         """Return the disks of the in-sync copies, where they still exist."""

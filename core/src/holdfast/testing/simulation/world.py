@@ -157,6 +157,10 @@ class World:
                 raise Violation("busy", f"more than {EVENTS_PER_S_MAX} events a second")
         self.now = until
 
+    def step(self) -> None:
+        """Run what comes next, and whatever else is due at that very moment."""
+        self.run(self._heap[0][0])
+
     # -- making ------------------------------------------------------------------------------------
 
     def draw_id(self) -> int:

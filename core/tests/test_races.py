@@ -1,0 +1,77 @@
+"""Races that the specification or a simulated world has shown, each at its very moment."""
+
+from __future__ import annotations
+
+from core.tests.groups import VOLUME, Group
+
+from holdfast.messages import RequestKind
+from holdfast.sync.member import GroupMember, Role
+from holdfast.units import BLOCK_BYTES, NodeName
+
+
+def cut(group: Group, one: NodeName, other: NodeName) -> None:
+    group.world.network.block(one, other)
+    group.world.network.block(other, one)
+
+
+def mend(group: Group, one: NodeName, other: NodeName) -> None:
+    group.world.network.unblock(one, other)
+    group.world.network.unblock(other, one)
+
+
+def member_of(group: Group, node: NodeName) -> GroupMember:
+    process = group.world.machines[node].process
+    assert process is not None
+    return process.pumps[VOLUME].member
+
+
+def is_blocked(group: Group, node: NodeName) -> bool:
+    process = group.world.machines[node].process
+    pump = None if process is None else process.pumps.get(VOLUME)
+    return pump is not None and pump.member.ctx.disk.blocked
+
+
+def test_a_candidate_promises_nothing_at_the_epoch_that_it_has_only_read_of() -> None:
+    """The epoch rose while the stream was cut, so the superblock of the candidate is behind.
+
+    A promise would let the old primary answer reads for another `lease_s`, beside the new one.
+    """
+    group = Group(2)
+    primary, (replica, other) = group.primary_node, group.replica_nodes
+    epoch = group.record.epoch
+    group.kill(other)
+    cut(group, primary, replica)
+    group.until(lambda: group.record.epoch > epoch, "drop of the dead copy")
+    group.world.store.cut_off[primary] = 1
+    member, old = member_of(group, replica), member_of(group, primary).primary
+    assert old is not None
+    group.world.store.slow_s = 4.0
+    group.until(lambda: member.role is Role.CANDIDATE and member.wanted is not None, "candidate")
+    assert member.ctx.epoch < member.ctx.record.epoch
+    mend(group, primary, replica)
+    for _ in range(20):
+        group.run(0.05)
+        assert member.role is Role.CANDIDATE
+        assert old.lease_until() <= group.world.machines[primary].clock.mono(group.world.now)
+
+
+def test_a_link_that_breaks_as_a_sync_begins_does_not_block_the_copy_for_good() -> None:
+    group = Group(1)
+    primary, (replica,) = group.primary_node, group.replica_nodes
+    attached = group.attach()
+    group.kill(replica)
+    group.until(lambda: len(group.record.in_sync) == 1, "drop")
+    attached.write(0)
+    group.start(replica)
+    limit = group.world.now + 20.0
+    while not is_blocked(group, replica):
+        assert group.world.now < limit, "no sync has begun"
+        group.world.step()
+    machine = group.world.machines[replica]
+    assert machine.process is not None
+    machine.process.pumps[VOLUME].stalled_until = group.world.now + 1.0
+    attached.ask(RequestKind.WRITE, 0, b"y" * BLOCK_BYTES)
+    group.until(lambda: not member_of(group, replica).ctx.disk.idle, "live write behind the mark")
+    assert is_blocked(group, replica)
+    group.world.network.reset(primary, replica)
+    group.until_healthy()
