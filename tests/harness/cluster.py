@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -54,11 +54,15 @@ def holdfast(
     env: dict[str, str] | None = None,
     stdin: str | None = None,
     timeout_s: float = COMMAND_TIMEOUT_S,
+    prefix: Sequence[str] = (),
 ) -> Result:
-    """Run `holdfast WORDS` in a process of its own and return how it ended."""
+    """Run `holdfast WORDS` in a process of its own and return how it ended.
+
+    `prefix` goes before the command: `nsenter` and the like.
+    """
     done = subprocess.run(
         # -P: what lies in the folder that a test runs in is nothing to import.
-        [sys.executable, "-P", "-m", "holdfast", *map(str, words)],
+        [*prefix, sys.executable, "-P", "-m", "holdfast", *map(str, words)],
         env=os.environ | (env or {}),
         input=stdin,
         stdin=subprocess.DEVNULL if stdin is None else None,
@@ -94,6 +98,8 @@ class RunningCluster:
     """TOML that every node takes."""
     keep: bool = False
     """Leave the folder, whatever happens."""
+    prepare: Callable[[RunningCluster], None] | None = None
+    """Called when the files of all nodes are made and before any of them runs."""
     _cluster: LocalCluster | None = attrs.field(default=None, init=False)
 
     def __enter__(self) -> Self:
@@ -147,8 +153,11 @@ class RunningCluster:
         """Start what does not run."""
         if not self.dir.exists():
             self._make()
+            self._open()
+            if self.prepare is not None:
+                self.prepare(self)
         self.do("up", "--detach")
-        self._cluster = LocalCluster.open(self.dir)
+        self._open()
 
     def down(self) -> None:
         """Stop all nodes in order."""
@@ -166,6 +175,18 @@ class RunningCluster:
         """Return the NBD URI of a volume at a node."""
         words = () if node is None else ("--node", node)
         return self.do("volume", "url", name, *words).strip()
+
+    def address(self, name: str, node: str) -> str:
+        """Return what `url` does, from the node's configuration: many times as fast."""
+        listen = self.node(node).settings()["frontend"]["nbd"]["listen"]
+        return f"nbd://{listen}/{name}"
+
+    def compare(self, name: str) -> Json:
+        """Do what `verify` does by the control socket of a node that answers."""
+        node = next(n for n in self._opened.nodes if n.pid is not None and not _is_frozen(n.pid))
+        result = deque(node.client().verify(name), maxlen=1)[0]
+        assert result["equal"], result
+        return result
 
     def verify(self, name: str) -> Json:
         """Compare all copies; raises `CommandFailedError` when they differ."""
@@ -314,6 +335,9 @@ class RunningCluster:
                     text, count = re.subn(key, rf"\g<1>{port}", text, flags=re.MULTILINE)
                     assert count == 1, text
                 node.config.write_text(text)
+
+    def _open(self) -> None:
+        self._cluster = LocalCluster.open(self.dir)
 
     @property
     def _opened(self) -> LocalCluster:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Callable, Iterator
 
 import attrs
@@ -66,8 +67,8 @@ def through(
     """
     before = cluster.wait_healthy(volume)
     uri = cluster.url(volume, writing_at)
-    options = {} if seed is None else {"seed": seed}
-    with Writer(uri, blocks=blocks, reads=0.1, flush_every=500, **options) as writer:
+    chosen = random.SystemRandom().randrange(1 << 32) if seed is None else seed
+    with Writer(uri, blocks=blocks, reads=0.1, flush_every=500, seed=chosen) as writer:
         wait_until(lambda: writer.seconds > lead_s and writer.answered > 100, 30, "first answers")
         fault(cluster, volume)
         answered = writer.answered

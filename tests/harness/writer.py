@@ -73,6 +73,12 @@ class Books:
         rest = BLOCK_BYTES - _HEADER.size - half
         self._pool = [dice.randbytes(half) + bytes([n]) * rest for n in range(_POOL)]
 
+    @property
+    def newest(self) -> int:
+        """The highest version that was given to any block."""
+        sent = (version for versions in self.sent.values() for version in versions)
+        return max((0, *self.acknowledged.values(), *sent))
+
     def content(self, block: int, version: int) -> bytes:
         """Return what version `version` of `block` consists of."""
         payload = self._pool[version % _POOL]
@@ -181,6 +187,10 @@ class Writer:
     """Which part of the requests reads and checks, 0.0 to 1.0."""
     flush_every: int = 0
     """Send a FLUSH after so many writes; 0: never."""
+    think_s: float = 0.0
+    """Seconds of rest after each answer, for those who want the machine for something else too."""
+    continues: Books | None = None
+    """What an earlier writer of this volume knew; None: the volume holds nothing but zeros."""
     answered: int = attrs.field(default=0, init=False)
     """How many answers came so far."""
     books: Books = attrs.field(init=False)
@@ -200,7 +210,8 @@ class Writer:
     def __attrs_post_init__(self) -> None:
         """Derive everything random from the seed."""
         assert self.blocks > 2 * self.depth, "too few blocks for the depth"
-        self.books = Books(self.seed, self.blocks)
+        self.books = self.continues or Books(self.seed, self.blocks)
+        self._version = self.books.newest
         self.outcome = Outcome(self.seed)
         self._dice = random.Random(self.seed)
 
@@ -263,6 +274,8 @@ class Writer:
                 self._began = self._last = time.monotonic()
                 for _ in self._answers(volume):
                     self._note_time()
+                    if self.think_s:
+                        time.sleep(self.think_s)
         except BaseException as error:  # noqa: BLE001 - it is raised in `stop`.
             self.failure = error
         finally:

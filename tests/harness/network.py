@@ -1,0 +1,167 @@
+"""A cluster whose nodes have a network each, so that cables can be pulled: needs root.
+
+Every node runs in a network namespace of its own, joined by a bridge to the one that tests run in.
+A cut is a rule in the receiver's namespace, so it may be of one direction only; control sockets are
+files and the state store is one, so operators and the store are reached whatever is cut.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+import attrs
+from tests.harness.cluster import RunningCluster, holdfast
+
+_NETWORKS = range(100, 200)
+"""Third numbers of the networks that are tried, 198.18.N.0/24: RFC 2544 keeps them for such use."""
+_TABLE = "holdfast_cuts"
+
+
+def can_make_networks() -> bool:
+    """Return whether this process may make network namespaces and has the tools for it."""
+    if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "nft", "nsenter"))):
+        return False
+    name = f"hf-probe-{os.getpid()}"
+    if _try("ip", "netns", "add", name) != "":
+        return False
+    _try("ip", "netns", "del", name)
+    return True
+
+
+@attrs.define
+class NetworkedCluster(RunningCluster):
+    """A cluster in a folder of its own, with a network namespace for each node."""
+
+    _number: int = attrs.field(default=0, init=False)
+    _cuts: set[tuple[str, str]] = attrs.field(factory=set, init=False)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End every process, then the networks."""
+        self.mend()
+        try:
+            RunningCluster.__exit__(self, kind, error, trace)
+        finally:
+            self._unmake_network()
+
+    def __enter__(self) -> Self:
+        """Start it and return when all nodes are ready."""
+        try:
+            RunningCluster.__enter__(self)
+        except BaseException:
+            self._unmake_network()
+            raise
+        return self
+
+    def up(self) -> None:
+        """Start what does not run."""
+        if not self.dir.exists():
+            self._make()
+            self._open()
+            self._make_network()
+            if self.prepare is not None:
+                self.prepare(self)
+        for node in self.names:
+            if self.node(node).pid is None:
+                self.start(node)
+
+    def start(self, name: str) -> None:
+        """Start a node in its namespace and return when it is ready."""
+        prefix = ("nsenter", f"--net=/run/netns/{self._namespace(name)}")
+        done = holdfast("--dir", self.dir, "node", "start", name, prefix=prefix)
+        assert done.code == 0, done.out + done.err
+
+    # --- cables --------------------------------------------------------------------------------
+
+    def cut(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Let nothing through from the first to the second node of each pair."""
+        for source, target in pairs:
+            if (source, target) not in self._cuts:
+                self._cuts.add((source, target))
+                rule = f"add rule inet {_TABLE} in ip saddr {self._address(source)} drop"
+                self._inside(target, "nft", rule)
+
+    def isolate(self, name: str) -> None:
+        """Cut a node off from all others, both ways."""
+        others = [node for node in self.names if node != name]
+        self.cut([(name, o) for o in others] + [(o, name) for o in others])
+
+    def mend(self) -> None:
+        """Undo every cut."""
+        for target in sorted({target for _, target in self._cuts}):
+            self._inside(target, "nft", f"flush chain inet {_TABLE} in")
+        self._cuts.clear()
+
+    # --- making --------------------------------------------------------------------------------
+
+    def _address(self, name: str) -> str:
+        return f"198.18.{self._number}.{10 + self.names.index(name)}"
+
+    def _namespace(self, name: str) -> str:
+        return f"hf{self._number}-{name}"
+
+    @property
+    def _bridge(self) -> str:
+        return f"hf{self._number}-bridge"
+
+    def _inside(self, name: str, *command: str) -> None:
+        _do("nsenter", f"--net=/run/netns/{self._namespace(name)}", *command)
+
+    def _make_network(self) -> None:
+        for number in _NETWORKS:
+            self._number = number
+            if _try("ip", "link", "add", self._bridge, "type", "bridge") == "":
+                break
+        else:
+            raise AssertionError("no free number for a network is left")
+        _do("ip", "addr", "add", f"198.18.{self._number}.1/24", "dev", self._bridge)
+        _do("ip", "link", "set", self._bridge, "up")
+        for name in self.names:
+            space, cable = self._namespace(name), f"hf{self._number}{name}"
+            _do("ip", "netns", "add", space)
+            _do(*("ip", "link", "add", cable, "type", "veth", "peer", "eth0", "netns", space))
+            _do("ip", "link", "set", cable, "master", self._bridge, "up")
+            for link in ("lo", "eth0"):
+                _do("ip", "-n", space, "link", "set", link, "up")
+            _do("ip", "-n", space, "addr", "add", f"{self._address(name)}/24", "dev", "eth0")
+            chain = "{ type filter hook input priority 0; }"
+            self._inside(name, "nft", f"add table inet {_TABLE}")
+            self._inside(name, "nft", f"add chain inet {_TABLE} in {chain}")
+            config = self.node(name).config
+            text = config.read_text()
+            text, count = re.subn(
+                r'^(listen = ")127\.0\.0\.1',
+                rf"\g<1>{self._address(name)}",
+                text,
+                flags=re.MULTILINE,
+            )
+            assert count == 2, text
+            config.write_text(text)
+
+    def _unmake_network(self) -> None:
+        if not self._number:
+            return
+        for name in self.names:
+            _try("ip", "netns", "del", self._namespace(name))
+        _try("ip", "link", "del", self._bridge)
+
+
+def _do(*command: str) -> None:
+    said = _try(*command)
+    assert said == "", f"{' '.join(command)}: {said}"
+
+
+def _try(*command: str) -> str:
+    """Run a command; return why it failed, or nothing."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    return "" if done.returncode == 0 else (done.stderr.strip() or str(done.returncode))
