@@ -168,7 +168,9 @@ def test_every_state_of_a_troubled_world_can_be_explained(seed: int) -> None:
             assert json.loads(json.dumps(told)) == told
             assert told["why"], (volume, record)
             if told["health"] == "healthy":
-                assert all(m.state is CopyState.IN_SYNC for m in known.members)
+                others = [m for m in known.members if m.copy != known.primary]
+                in_sync = sum(m.state is CopyState.IN_SYNC for m in others)
+                assert in_sync >= spec.replicas, "what is surplus may be on its way out"
             else:
                 assert told["doing"] or told["next"] or told["help"], (told, record)
 

@@ -75,6 +75,24 @@ SCENARIOS: dict[str, Sequence[Step]] = {
         (14.0, "pause", ("@primary",), 3.2, 0.5),
         (20.0, "pause", ("@primary",), 2.5, 0.5),
     ],
+    "the primary cannot read what others have": [
+        (4.0, "bad-sectors", ("@primary",), 0.0, 0.1),
+        (7.0, "bad-sectors", ("@primary",), 0.0, 0.7),
+        (7.0, "kill", ("@replica",), 4.0, 0.5),
+        (11.5, "bad-sectors", ("@primary",), 0.0, 0.4),
+        (16.0, "reset", ("@primary", "@other"), 0.0, 0.5),
+        (16.0, "bad-sectors", ("@primary",), 0.0, 0.2),
+        (18.0, "kill", ("@primary",), 4.0, 0.5),
+    ],
+    "sectors of a replica go bad before it becomes primary": [
+        (4.0, "bad-sectors", ("@replica",), 0.0, 0.1),
+        (4.2, "bad-sectors", ("@other",), 0.0, 0.6),
+        (5.0, "kill", ("@primary",), 6.0, 0.5),
+    ],
+    "the disk of the primary stalls": [
+        (4.0, "disk-stall", ("@primary",), 12.0, 0.5),
+        (14.0, "disk-stall", ("@replica",), 5.0, 0.5),
+    ],
     "an fsync of the primary fails": [(4.0, "fsync-error", ("@primary",), 0.0, 0.5)],
     "an fsync of the primary fails and nobody can take over in time": [
         (4.0, "store-down", (), 12.0, 0.5),

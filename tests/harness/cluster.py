@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -54,15 +54,11 @@ def holdfast(
     env: dict[str, str] | None = None,
     stdin: str | None = None,
     timeout_s: float = COMMAND_TIMEOUT_S,
-    prefix: Sequence[str] = (),
 ) -> Result:
-    """Run `holdfast WORDS` in a process of its own and return how it ended.
-
-    `prefix` goes before the command: `nsenter` and the like.
-    """
+    """Run `holdfast WORDS` in a process of its own and return how it ended."""
     done = subprocess.run(
         # -P: what lies in the folder that a test runs in is nothing to import.
-        [*prefix, sys.executable, "-P", "-m", "holdfast", *map(str, words)],
+        [sys.executable, "-P", "-m", "holdfast", *map(str, words)],
         env=os.environ | (env or {}),
         input=stdin,
         stdin=subprocess.DEVNULL if stdin is None else None,

@@ -1,7 +1,7 @@
 """The store of one copy: data, superblock, write intent, hashes, dirty maps.
 
-All methods block and may be called from one thread at a time, except `read`, `extents` and `hashes`,
-which may run beside `apply` from other threads. Failures are `CopyError` with a reason; a caller
+All methods block and may be called from one thread at a time, except `read`, `extents`, `hashes` and
+`probe`, which may run beside `apply` from other threads. Failures are `CopyError` with a reason; a caller
 treats every one of them as the loss of this copy, never as something to retry (a failed fsync may
 have dropped the very pages that a second one would claim to have written).
 """
@@ -134,6 +134,13 @@ class CopyStore(Protocol):
 
     def dirty_maps(self) -> Sequence[CopyId]:
         """Return the copies for which a dirty map is kept."""
+        ...
+
+    def probe(self) -> None:
+        """Return when the disk itself has answered a small read; caches do not count.
+
+        Returns at once where the disk cannot be asked past the caches. An error is not told.
+        """
         ...
 
     def resize(self, size_bytes: int) -> None:

@@ -8,18 +8,20 @@ disk that is seen stalling is moved off the loop until it behaves again.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
-from holdfast.errors import CopyError
+from holdfast.errors import CopyError, FaultReason
 from holdfast.interfaces.copy import CopyStore
 from holdfast.messages import DATA_LEVEL, Reply, Request, RequestKind, pack_extents
 from holdfast.sync import events as ev
-from holdfast.sync.events import Event
-from holdfast.sync.hashlist import chunk_hash, parse_key
+from holdfast.sync.events import Event, LinkId
+from holdfast.sync.hashlist import HASH_BYTES, chunk_hash, parse_key
 from holdfast.units import CHUNK_BYTES
 
 SLOW_S = 0.1
@@ -27,6 +29,10 @@ SLOW_S = 0.1
 process off its core for tens of milliseconds, and that is none."""
 SLOW_FOR_S = 1.0
 """How long operations then stay off the loop."""
+WATCH_S = 0.5
+"""How often a disk in use is asked whether it answers."""
+STALL_S = 1.0
+"""A disk that has answered nothing for longer is stalled."""
 _EXTENTS = int(RequestKind.EXTENTS)
 
 
@@ -58,8 +64,14 @@ class DiskWork:
         self._loop = asyncio.get_running_loop()
         self._closed = False
         self._slow_until = 0.0
-        self._applying: deque[ev.ApplyOps] = deque()
+        self._running: dict[asyncio.Future[Any], float] = {}
+        """What threads do that a disk answers at once if it answers at all, and since when."""
         self._in_threads = 0
+        self._used = False
+        self._probing = False
+        self._watch: asyncio.TimerHandle | None = None
+        self._stalled = False
+        self._applying: deque[ev.ApplyOps] = deque()
         self._drained = asyncio.Event()
         self._metadata: deque[tuple[Callable[[], object], Event | None]] = deque()
         self._metadata_busy = False
@@ -67,6 +79,8 @@ class DiskWork:
     def close(self) -> None:
         """Tell no outcome any more; `drain` waits for what still runs."""
         self._closed = True
+        if self._watch is not None:
+            self._watch.cancel()
 
     async def drain(self) -> None:
         """Wait until no thread works on the store; only after `close`."""
@@ -78,11 +92,14 @@ class DiskWork:
 
     def apply(self, effect: ev.ApplyOps) -> None:
         """Write into the page cache, then `Applied`."""
-        if self._applying or self._slow_until > self._loop.time():
+        if self._applying or self._is_slow():
             self._applying.append(effect)
             if len(self._applying) == 1:
                 self._apply_next()
             return
+        self._used = True
+        if self._watch is None:
+            self._watch = self._loop.call_later(WATCH_S, self._look)
         began = time.monotonic()
         try:
             self._store.apply(effect.ops)
@@ -102,25 +119,45 @@ class DiskWork:
             if self._applying:
                 self._apply_next()
 
-        self._in_thread(lambda: self._store.apply(effect.ops), lambda _: done())
+        self._in_thread(lambda: self._store.apply(effect.ops), lambda _: done(), prompt=True)
 
     def serve_reads(self, effect: ev.ServeReads) -> None:
         """Read for consumers and reply."""
-        if self._slow_until > self._loop.time():
+        if self._is_slow():
             self._in_thread(
-                lambda: [self._read_one(request) for request in effect.requests],
-                lambda replies: self._reply(ev.SendReplies(effect.link, replies)),
+                lambda: self._read_all(effect.requests),
+                lambda done: self._tell(effect.link, *done),
+                prompt=True,
             )
             return
         began = time.monotonic()
         try:
-            replies = [self._read_one(request) for request in effect.requests]
+            replies, failed = self._read_all(effect.requests)
         except CopyError as error:
             self._fail(error)
             return
         if time.monotonic() - began > SLOW_S:
             self._slow_until = self._loop.time() + SLOW_FOR_S
-        self._reply(ev.SendReplies(effect.link, replies))
+        self._tell(effect.link, replies, failed)
+
+    def _read_all(self, requests: Sequence[Request]) -> tuple[list[Reply], list[Request]]:
+        """Return the replies, and the requests that met a media error."""
+        replies: list[Reply] = []
+        failed: list[Request] = []
+        for request in requests:
+            try:
+                replies.append(self._read_one(request))
+            except CopyError as error:
+                if error.reason is not FaultReason.UNREADABLE:
+                    raise
+                failed.append(request)
+        return replies, failed
+
+    def _tell(self, link: LinkId, replies: list[Reply], failed: list[Request]) -> None:
+        if replies:
+            self._reply(ev.SendReplies(link, replies))
+        if failed:
+            self._feed(ev.ReadsFailed(link, failed))
 
     def _read_one(self, request: Request) -> Reply:
         if request.kind == _EXTENTS:
@@ -134,10 +171,22 @@ class DiskWork:
 
     def read(self, effect: ev.ReadDisk) -> None:
         """Read for a sync, then `ReadDone`."""
-        self._in_thread(
-            lambda: self._store.read(effect.offset, effect.length),
-            lambda data: self._feed(ev.ReadDone(effect.token, data)),
-        )
+
+        def done(data: bytes | None) -> None:
+            told = ev.ReadFailed(effect.token) if data is None else ev.ReadDone(effect.token, data)
+            self._feed(told)
+
+        work = partial(self._read_or_none, effect.offset, effect.length)
+        self._in_thread(work, done, prompt=True)
+
+    def _read_or_none(self, offset: int, length: int) -> bytes | None:
+        """Return the bytes, or None when the medium has lost some of them."""
+        try:
+            return self._store.read(offset, length)
+        except CopyError as error:
+            if error.reason is not FaultReason.UNREADABLE:
+                raise
+            return None
 
     def hash(self, effect: ev.HashDisk) -> None:
         """Hash chunks or tree nodes, then `HashesDone`."""
@@ -154,8 +203,9 @@ class DiskWork:
         hashes = []
         for chunk in chunks:
             offset = chunk * CHUNK_BYTES
-            data = self._store.read(offset, min(CHUNK_BYTES, block.size_bytes - offset))
-            hashes.append(chunk_hash(data, key))
+            data = self._read_or_none(offset, min(CHUNK_BYTES, block.size_bytes - offset))
+            # What cannot be read is like nothing else; a repair then takes it for rotten.
+            hashes.append(os.urandom(HASH_BYTES) if data is None else chunk_hash(data, key))
         return b"".join(hashes)
 
     def refresh(self, limit: int, done: Callable[[int], None]) -> None:
@@ -169,13 +219,24 @@ class DiskWork:
             lambda extents: self._feed(ev.MapDone(effect.token, extents)),
         )
 
-    def _in_thread(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
-        """Run `work` in a thread, then `done` with its result on the loop."""
+    def _in_thread(
+        self, work: Callable[[], Any], done: Callable[[Any], None], *, prompt: bool = False
+    ) -> None:
+        """Run `work` in a thread, then `done` with its result on the loop.
+
+        What is `prompt` takes no longer than the disk needs for a moderate amount of data. A flush
+        is not: it may have a lot to write.
+        """
         future = self._loop.run_in_executor(self._executor, work)
         self._in_threads += 1
+        if prompt:
+            self._running[future] = self._loop.time()
+        if self._watch is None:
+            self._watch = self._loop.call_later(WATCH_S, self._look)
 
         def finish(future: asyncio.Future[Any]) -> None:
             self._in_threads -= 1
+            self._running.pop(future, None)
             if self._closed or future.cancelled():
                 self._drained.set()
                 # Its outcome is for nobody any more, but must have been looked at.
@@ -190,6 +251,44 @@ class DiskWork:
                 done(future.result())
 
         future.add_done_callback(finish)
+
+    # -- stalls ------------------------------------------------------------------------------------
+
+    def _is_slow(self) -> bool:
+        """Whether an operation might block the loop: one did of late, or one in a thread does now."""
+        now = self._loop.time()
+        if self._slow_until > now:
+            return True
+        return bool(self._running) and now - next(iter(self._running.values())) > SLOW_S
+
+    def _look(self) -> None:
+        """Ask the disk itself whether it answers, and tell the member when it does not.
+
+        The page cache takes writes for a while after a disk has stalled, and the first one that it
+        does not take would block the loop and with it the heartbeats of all groups. The probe waits
+        in a thread by then, and all else with it.
+        """
+        self._watch = None
+        if self._closed:
+            return
+        since = next(iter(self._running.values()), None)
+        for_s = 0.0 if since is None else self._loop.time() - since
+        if for_s > STALL_S:
+            self._stalled = True
+            self._feed(ev.DiskStalled(for_s))
+        elif self._stalled:
+            self._stalled = False
+            self._feed(ev.DiskStalled(0.0))
+        if self._used or self._in_threads > self._probing:
+            self._used = False
+            if not self._probing:
+                self._probing = True
+                self._in_thread(self._store.probe, self._probed, prompt=True)
+        if self._watch is None and (self._in_threads or self._used):
+            self._watch = self._loop.call_later(WATCH_S, self._look)
+
+    def _probed(self, _: object) -> None:
+        self._probing = False
 
     # -- the local copy: metadata, one thing at a time, in order -----------------------------------
 

@@ -10,6 +10,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class EventLog:
         """Keep the files in `directory`, which is made when the first event comes."""
         self._directory = directory
         self._node = node
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="holdfast-events")
         self._waiters: dict[VolumeId, set[asyncio.Event]] = {}
 
     def add(self, spec: VolumeSpec, epoch: int, kind: str, sentence: str) -> None:
@@ -40,21 +42,28 @@ class EventLog:
             "kind": kind,
             "sentence": sentence,
         }
+        # A disk that stalls, which is when events come, must not hold the loop.
+        self._thread.submit(self._append, spec, json.dumps(line) + "\n")
+        for waiter in self._waiters.get(spec.id, ()):
+            waiter.set()
+
+    def _append(self, spec: VolumeSpec, line: str) -> None:
         path = self._path(spec.id)
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(line)
                 size = file.tell()
             if size > FILE_BYTES_MAX:
                 _halve(path)
         except OSError as error:
             _log.warning("An event of %s was not kept: %s", spec.name, error)
-        for waiter in self._waiters.get(spec.id, ()):
-            waiter.set()
 
     def read(self, volume: VolumeId) -> list[dict[str, Any]]:
-        """Return the events of a volume, oldest first."""
+        """Return the events of a volume, oldest first, with all that were added before."""
+        return self._thread.submit(self._read, volume).result()
+
+    def _read(self, volume: VolumeId) -> list[dict[str, Any]]:
         try:
             with self._path(volume).open(encoding="utf-8") as file:
                 return [event for line in file if (event := _parse(line)) is not None]

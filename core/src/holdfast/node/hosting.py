@@ -77,7 +77,8 @@ class Hosting:
         self.pumps: dict[VolumeId, Pump] = {}
         self.orphans: dict[Path, str] = {}
         """Copies on disk that are not opened, with the reason."""
-        self.executor = ThreadPoolExecutor(max_workers=16, thread_name_prefix="holdfast-disk")
+        # Apart, so that a disk that stalls holds no thread that the copies on another need.
+        self._threads = {root: ThreadPoolExecutor(16, "holdfast-disk") for root in self.data}
         self._policy_of = policy_of
         self._dial = dial
         self._spawn = spawn
@@ -212,12 +213,7 @@ class Hosting:
         self._start(store, path, record, version, spec)
 
     def _start(
-        self,
-        store: FileCopyStore,
-        path: Path,
-        record: GroupRecord,
-        version: int,
-        spec: VolumeSpec,
+        self, store: FileCopyStore, path: Path, record: GroupRecord, version: int, spec: VolumeSpec
     ) -> Pump:
         """Open a member over `store` and begin to step it."""
         store.save(opened(store.superblock, boot_id()))
@@ -240,7 +236,7 @@ class Hosting:
             now=time.monotonic(),
             score_of=self._observing.score if self._observing.is_watched else None,
         )
-        pump = Pump(self, member, store)
+        pump = Pump(self, member, store, self._threads[path.parents[1]])
         self.pumps[spec.id] = pump
         self._paths[spec.id] = path
         pump.feed(ev.NodesSeen(self.directory.alive))
@@ -441,7 +437,8 @@ class Hosting:
             pump.close()
             await self._close_store(pump)
         self.pumps.clear()
-        self.executor.shutdown(wait=True)
+        for threads in self._threads.values():
+            threads.shutdown(wait=True)
 
 
 def _is_new_here(record: GroupRecord, node: NodeName) -> bool:

@@ -43,8 +43,6 @@ class Outlet(Protocol):
 class PumpHost(Protocol):
     """What a pump needs of its node."""
 
-    executor: ThreadPoolExecutor
-
     async def read_group(self, volume: VolumeId) -> tuple[GroupRecord | None, int]:
         """Read a group record; raises `StateError`."""
         ...
@@ -105,8 +103,10 @@ class PumpLink:
 class Pump:
     """Steps one member and carries out what it asks for."""
 
-    def __init__(self, host: PumpHost, member: GroupMember, store: CopyStore) -> None:
-        """Begin; the owner feeds a first `Tick`."""
+    def __init__(
+        self, host: PumpHost, member: GroupMember, store: CopyStore, threads: ThreadPoolExecutor
+    ) -> None:
+        """Begin; the owner feeds a first `Tick`. The threads are those of the copy's disk."""
         self.host = host
         self.member = member
         self.store = store
@@ -123,7 +123,7 @@ class Pump:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._closed = False
-        self._disk = DiskWork(store, host.executor, self.feed, self._reply, self._fail)
+        self._disk = DiskWork(store, threads, self.feed, self._reply, self._fail)
         self._carry: dict[type[Any], Callable[[Any], None]] = {
             ev.Send: self._send,
             ev.ApplyOps: self._disk.apply,

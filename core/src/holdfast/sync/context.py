@@ -82,6 +82,8 @@ class Context:
     """The highest epoch known to be durable in the superblock."""
     hash_of: HashOf = hash_of
     """Another one where disks are simulated and hash in their own way."""
+    stalled_s: float = 0.0
+    """How long the own disk has answered nothing, as last told."""
     growing_to: int = 0
     """The size that the own copy is being grown to; no larger than `size_bytes` when it is not."""
     _saving: dict[int, Epoch] = field(factory=dict)

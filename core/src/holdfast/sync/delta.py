@@ -250,6 +250,15 @@ class SyncJob:
         self._sending.append((first, chunk, count))
         return [op]
 
+    def on_read_failed(self) -> tuple[int, int]:
+        """What `next_read` asked for cannot be read now; return its (offset, length)."""
+        assert self.reading is not None
+        chunk, count = self.reading
+        self.reading = None
+        self.differ.set_range(chunk, count)
+        offset = chunk * CHUNK_BYTES
+        return offset, min(count * CHUNK_BYTES, self.size_bytes - offset)
+
     def on_applied(self, through: Position) -> None:
         """The copy has applied everything up to `through`."""
         sending = self._sending

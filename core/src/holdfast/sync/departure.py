@@ -18,7 +18,7 @@ from holdfast.messages import CopyFailed
 from holdfast.model import GroupRecord
 from holdfast.sync import membership
 from holdfast.sync.events import Effect, Handover, Instant, Send, Stop, Stopped
-from holdfast.sync.leg import Phase
+from holdfast.sync.leg import Leg, Phase
 from holdfast.units import CopyId
 
 if TYPE_CHECKING:
@@ -95,6 +95,9 @@ class Departure:
 
     def desired(self, now: Instant) -> GroupRecord | None:
         """Return the record that hands over, once nothing is under way; None: not yet, or no need."""
+        relief = self._relief(now)
+        if relief is not None:
+            return relief
         target = self._target()
         primary = self.member.primary
         if self.handover is None or target is None or primary is None or not self._drained():
@@ -145,6 +148,29 @@ class Departure:
             )
         )
 
+    def _relief(self, now: Instant) -> GroupRecord | None:
+        """R12 for the primary itself: a stalled disk of its own holds nobody up either.
+
+        What is under way cannot drain. Unanswered requests are the consumers' to send again, and
+        what may differ is in the windows, as after any failover (R6).
+        """
+        member = self.member
+        primary, ctx = member.primary, member.ctx
+        if primary is None or not primary.serving:
+            return None
+        patience = ctx.peers.timing.ack_timeout_s
+        if primary.others_in_sync() == 1:
+            patience *= 2
+        if ctx.stalled_s <= patience:
+            return None
+        heir = next((leg for leg in primary.legs.values() if _can_take_over(leg)), None)
+        if heir is None:
+            return None  # Nobody else has it all: be patient with the last.
+        primary.stopped = True
+        return membership.hand_over(
+            ctx.record, heir.copy, leave=True, wall=now.wall, reason=FaultReason.ACK_TIMEOUT
+        )
+
     # -- inside -----------------------------------------------------------------------------------
 
     def _target(self) -> CopyId | None:
@@ -152,9 +178,8 @@ class Departure:
         if self.handover is None or primary is None:
             return None
         for leg in primary.legs.values():
-            if leg.in_sync and leg.equal and leg.phase is Phase.STREAMING and leg.fault is None:
-                if self.handover.node in {None, leg.node}:
-                    return leg.copy
+            if _can_take_over(leg) and self.handover.node in {None, leg.node}:
+                return leg.copy
         return None
 
     def _drained(self) -> bool:
@@ -188,3 +213,7 @@ class Departure:
         member.ctx.peers.revoke(member.ctx.record.volume)
         member.primary = member.keeper = member.healing = None
         self.rest(out)
+
+
+def _can_take_over(leg: Leg) -> bool:
+    return leg.in_sync and leg.equal and leg.phase is Phase.STREAMING and leg.fault is None

@@ -148,6 +148,28 @@ class ReadDone:
 
 
 @attrs.frozen
+class ReadFailed:
+    """`ReadDisk` met a media error; the copy goes on."""
+
+    token: int
+
+
+@attrs.frozen
+class ReadsFailed:
+    """These requests of a `ServeReads` met media errors and were not answered."""
+
+    link: LinkId
+    requests: Sequence[Request]
+
+
+@attrs.frozen
+class DiskStalled:
+    """The disk of this copy has answered nothing for so long; 0: it answers again."""
+
+    for_s: float
+
+
+@attrs.frozen
 class HashesDone:
     """`HashDisk` finished: 16 bytes for each index."""
 
@@ -255,6 +277,9 @@ Event = (
     | Flushed
     | Saved
     | ReadDone
+    | ReadFailed
+    | ReadsFailed
+    | DiskStalled
     | HashesDone
     | MapDone
     | DiskFailed

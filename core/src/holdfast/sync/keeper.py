@@ -41,6 +41,7 @@ from holdfast.sync.leg import (
     Leg,
     Phase,
 )
+from holdfast.sync.mending import Mending
 from holdfast.sync.primary import PrimaryRole
 from holdfast.sync.verify import VerifyJob
 from holdfast.units import Sequence as Position
@@ -58,9 +59,14 @@ class Keeper:
     review: bool = True
     """Something happened that may change which record is wanted."""
     verifying: list[VerifyJob] = field(factory=list)
+    mending: Mending = field(init=False)
     _maps: dict[int, tuple[Leg, SyncJob]] = field(factory=dict)
     _hashes: dict[int, Leg] = field(factory=dict)
     _reads: dict[int, Leg] = field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        """Begin with nothing to mend."""
+        self.mending = Mending(self.primary)
 
     # -- following the record ---------------------------------------------------------------------
 
@@ -126,6 +132,8 @@ class Keeper:
             job.on_leg_changed(now, out)
             job.advance(now, out)
         self.verifying = [job for job in self.verifying if not job.done]
+        if self.mending.active:
+            self.mending.advance(now, out)
         for leg in self.primary.legs.values():
             if leg.fault is None and leg.state is not CopyState.OFFLINE:
                 self._look_for_fault(leg, now)
@@ -258,7 +266,7 @@ class Keeper:
         elif isinstance(message, HashAnswer):
             if any(
                 job.on_remote(leg, message.id, message.hashes, now, out) for job in self.verifying
-            ):
+            ) or self.mending.on_hashes(leg, message.id, message.hashes, now, out):
                 return
             if leg.job is not None:
                 leg.progress_at = now.mono
@@ -281,6 +289,7 @@ class Keeper:
             self._on_refused(leg, message, now, out)
         elif isinstance(message, ReadAnswer):
             data = b"" if message.errno else bytes(message.data)
+            self.mending.on_bytes(leg, message.id, data, now, out)
             for job in self.verifying:
                 job.on_bytes(message.id, data, now, out)
         else:
@@ -385,7 +394,8 @@ class Keeper:
             out.append(HashDisk(token, level, indexes))
         busy = now.mono - self.primary.foreground_at < 1.0
         limit = SYNC_BUSY_BYTES if busy else SYNC_IN_FLIGHT_BYTES
-        if leg.read_token is None and job.in_flight_bytes < limit and ctx.disk.idle:
+        ready = ctx.disk.idle and now.mono >= leg.read_again_at
+        if leg.read_token is None and job.in_flight_bytes < limit and ready:
             run = job.next_read()
             if run is not None:
                 # Writes wait while the run is read, so that nothing newer overtakes it.
@@ -465,6 +475,20 @@ class Keeper:
             self.drive(leg, now, out)
         self.primary.release(now, out)
         return True
+
+    def on_read_failed(self, token: int, now: Instant, out: list[Effect]) -> None:
+        """The own disk cannot read a run: it is mended first, and read again later."""
+        if any(job.on_bytes(token, b"", now, out) for job in self.verifying):
+            return
+        leg = self._reads.pop(token, None)
+        if leg is None:
+            return
+        self.primary.holds -= 1
+        if leg.read_token == token and leg.job is not None:
+            leg.read_token = None
+            leg.read_again_at = now.mono + RETRY_OFFLINE_S
+            self.mending.add_range(*leg.job.on_read_failed(), now, out)
+        self.primary.release(now, out)
 
     def _release_read(self, leg: Leg) -> None:
         """The read goes on, but its outcome is for nobody; `on_read` lifts the hold."""

@@ -98,6 +98,8 @@ class Leg:
     queries: dict[int, int] = field(factory=dict)
     """Local disk token to query id of the job."""
     read_token: int | None = None
+    read_again_at: float = 0.0
+    """The own disk could not read what this copy needs; not before then is it tried again."""
 
     @property
     def in_sync(self) -> bool:

@@ -46,6 +46,7 @@ LEASE_TICK_S = 0.005
 """While only a lease is missing, which comes beside the member's own events."""
 HANDOVER_NEWS_S = 0.25
 """How long a copy that the record names waits for its predecessor to tell it so on the stream."""
+_Read = ev.HashesDone | ev.ReadDone | ev.ReadFailed | ev.ReadsFailed | ev.MapDone
 _READING = frozenset({RequestKind.READ, RequestKind.EXTENTS, RequestKind.FLUSH})
 
 
@@ -203,15 +204,13 @@ class GroupMember:
                 leg = None if self.keeper is None else self.keeper.leg_of(event.link)
                 if leg is not None and leg.phase is Phase.OPENING:
                     leg.phase = Phase.ATTACHING
-            case ev.HashesDone():
-                if not self.replica.on_answer(event.token, event.hashes, out) and self.keeper:
-                    self.keeper.on_hashes(event.token, event.hashes, now, out)
-            case ev.ReadDone():
-                if not self.replica.on_answer(event.token, event.data, out) and self.keeper:
-                    self.keeper.on_read(event.token, event.data, now, out)
-            case ev.MapDone():
-                if self.keeper is not None:
-                    self.keeper.on_map(event.token, _data_extents(event), now, out)
+            case (
+                ev.HashesDone() | ev.ReadDone() | ev.ReadFailed() | ev.ReadsFailed() | ev.MapDone()
+            ):
+                self._on_read(event, now, out)
+            case ev.DiskStalled():
+                ctx.stalled_s = event.for_s
+                ctx.peers.on_stall(ctx.record.volume, event.for_s)
             case ev.DiskFailed():
                 self._on_disk_failed(event, out)
             case ev.Fenced():
@@ -239,6 +238,25 @@ class GroupMember:
             case _:
                 raise AssertionError(event)
         self._settle(now, out)
+
+    def _on_read(self, event: _Read, now: Instant, out: list[Effect]) -> None:
+        """What was read of the own disk, for whichever role asked, or could not be."""
+        match event:
+            case ev.HashesDone():
+                if not self.replica.on_answer(event.token, event.hashes, out) and self.keeper:
+                    self.keeper.on_hashes(event.token, event.hashes, now, out)
+            case ev.ReadDone():
+                if not self.replica.on_answer(event.token, event.data, out) and self.keeper:
+                    self.keeper.on_read(event.token, event.data, now, out)
+            case ev.ReadFailed():
+                if not self.replica.on_read_failed(event.token, out) and self.keeper:
+                    self.keeper.on_read_failed(event.token, now, out)
+            case ev.ReadsFailed():
+                if self.keeper is not None:
+                    self.keeper.mending.add(event.link, event.requests, now, out)
+            case ev.MapDone():
+                if self.keeper is not None:
+                    self.keeper.on_map(event.token, _data_extents(event), now, out)
 
     # -- settling: everything that follows from state, not from an event ---------------------------
 
@@ -672,7 +690,7 @@ class GroupMember:
             if mine is None or mine.state is not CopyState.IN_SYNC:
                 return IDLE_TICK_S
             return max(BUSY_TICK_S, min(self._stand_at() - now.mono, 2.5))
-        if self.keeper is not None and self.keeper.verifying:
+        if self.keeper is not None and (self.keeper.verifying or self.keeper.mending.active):
             return BUSY_TICK_S
         if not primary.serving and all(leg.equal for leg in primary.legs.values() if leg.in_sync):
             return LEASE_TICK_S

@@ -63,7 +63,14 @@ def may_promote(record: GroupRecord, me: CopyId) -> bool:
     )
 
 
-def hand_over(record: GroupRecord, target: CopyId, *, leave: bool, wall: float) -> GroupRecord:
+def hand_over(
+    record: GroupRecord,
+    target: CopyId,
+    *,
+    leave: bool,
+    wall: float,
+    reason: FaultReason = FaultReason.REMOVED,
+) -> GroupRecord:
     """Return the record with `target` as primary; the old one stays in sync unless it leaves."""
     assert target in record.in_sync
     assert target != record.primary
@@ -71,8 +78,7 @@ def hand_over(record: GroupRecord, target: CopyId, *, leave: bool, wall: float) 
     members = record.members
     if leave:
         members = tuple(
-            _offline(m, epoch, FaultReason.REMOVED, wall) if m.copy == record.primary else m
-            for m in members
+            _offline(m, epoch, reason, wall) if m.copy == record.primary else m for m in members
         )
     return check(attrs.evolve(record, epoch=epoch, primary=target, members=members))
 

@@ -48,6 +48,8 @@ class _Outgoing:
     """When the last answered beat was sent."""
     answered_version: int = -1
     told_version: int = -1
+    stall_s: float = 0.0
+    """What it last said of its slowest disk."""
     refused: dict[VolumeId, Epoch] = field(factory=dict)
     connected: bool = False
     due_at: float = NEVER
@@ -75,7 +77,28 @@ class Peers:
     """A lease set has changed and a beat is due at once; whoever sends the beats clears it."""
     _outgoing: dict[NodeName, _Outgoing] = field(factory=dict)
     _incoming: dict[NodeName, _Incoming] = field(factory=dict)
+    _stalls: dict[VolumeId, float] = field(factory=dict)
+    """How long the disks of our copies have answered nothing, where that is worth telling."""
     _follows: dict[VolumeId, tuple[Epoch, NodeName | None]] = field(factory=dict)
+
+    # -- disks --------------------------------------------------------------------------------
+
+    def on_stall(self, volume: VolumeId, for_s: float) -> None:
+        """The disk of our copy of `volume` has answered nothing for so long; 0: it does again."""
+        if for_s:
+            self._stalls[volume] = for_s
+        else:
+            self._stalls.pop(volume, None)
+
+    @property
+    def stall_s(self) -> float:
+        """How long the slowest of our disks has answered nothing; what heartbeats tell."""
+        return max(self._stalls.values(), default=0.0)
+
+    def stall_of(self, node: NodeName) -> float:
+        """Return what `node` last said of its slowest disk."""
+        peer = self._outgoing.get(node)
+        return 0.0 if peer is None else peer.stall_s
 
     # -- as primary ---------------------------------------------------------------------------
 
@@ -145,7 +168,7 @@ class Peers:
             if peer.told_version != peer.version:
                 leases = tuple((volume, lease[0]) for volume, lease in peer.leases.items())
                 peer.told_version = peer.version
-            beats.append((node, Heartbeat(peer.number, peer.version, leases, 0.0)))
+            beats.append((node, Heartbeat(peer.number, peer.version, leases, self.stall_s)))
         return beats
 
     def next_due(self) -> float:
@@ -172,6 +195,7 @@ class Peers:
         }
         news = [(v, e) for v, e in refused.items() if peer.refused.get(v) != e]
         peer.refused = refused
+        peer.stall_s = answer.stall_s
         peer.answered_at = max(peer.answered_at, sent_at)
         peer.answered_version = max(peer.answered_version, answer.version)
         return news
@@ -185,6 +209,7 @@ class Peers:
     def unfollow(self, volume: VolumeId) -> None:
         """There is no local copy of `volume` any longer."""
         self._follows.pop(volume, None)
+        self._stalls.pop(volume, None)
 
     def on_heartbeat(
         self, node: NodeName, session: str, beat: Heartbeat, now: float
@@ -200,7 +225,7 @@ class Peers:
             peer.leases = leases
             peer.version = beat.version
         if peer.version != beat.version:
-            return HeartbeatAnswer(beat.number, -1, (), 0.0)
+            return HeartbeatAnswer(beat.number, -1, (), self.stall_s)
         peer.heard_at = now
         refused = []
         for volume, epoch in peer.leases.items():
@@ -209,7 +234,7 @@ class Peers:
                 refused.append((volume, Epoch(0)))
             elif epoch < mine[0] or (epoch == mine[0] and mine[1] != node):
                 refused.append((volume, mine[0]))
-        return HeartbeatAnswer(beat.number, beat.version, tuple(refused), 0.0)
+        return HeartbeatAnswer(beat.number, beat.version, tuple(refused), self.stall_s)
 
     def heard_at(self, volume: VolumeId) -> float:
         """Return when the primary that the local copy of `volume` follows was last heard."""

@@ -7,6 +7,7 @@ acknowledgement leaves before the epoch that it speaks for is durable in the sup
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from typing import assert_never
 
@@ -153,6 +154,13 @@ class ReplicaRole:
                 answer = HashAnswer(self.ctx.epoch, query_id, data)
             out.append(Send(self.link, (answer,)))
         return True
+
+    def on_read_failed(self, token: int, out: list[Effect]) -> bool:
+        """A range that the primary asked for cannot be read; return whether it was ours."""
+        query = self._answers.pop(token, None)
+        if query is not None and self.link is not None:
+            out.append(Send(self.link, (ReadAnswer(self.ctx.epoch, query[0], errno.EIO, b""),)))
+        return query is not None
 
     def on_progress(self, out: list[Effect]) -> None:
         """Something was applied, flushed or saved: greet or acknowledge as far as that allows."""

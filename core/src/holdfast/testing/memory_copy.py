@@ -179,6 +179,9 @@ class MemoryCopyStore:
         self._check()
         return tuple(sorted(self.disk.dirty))
 
+    def probe(self) -> None:
+        """Return at once: there is no disk."""
+
     def resize(self, size_bytes: int) -> None:
         """Grow; durable on return."""
         self._check()

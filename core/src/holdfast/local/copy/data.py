@@ -65,11 +65,15 @@ class DataFile:
             raise files.copy_error(error, self._where) from error
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return `length` bytes from `offset` on; holes read as zeros."""
+        """Return `length` bytes from `offset` on; holes read as zeros.
+
+        Raises:
+            CopyError: UNREADABLE for a media error; IO_ERROR for anything else.
+        """
         try:
             return files.read_filled(self._fd, length, offset)
         except OSError as error:
-            raise files.copy_error(error, self._where) from error
+            raise files.read_error(error, self._where) from error
 
     def flush(self) -> None:
         """Put everything written so far on stable storage."""

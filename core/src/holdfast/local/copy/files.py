@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import mmap
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,8 @@ _ZERO_RANGE: Final = 0x10
 _UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV})
 """What `fallocate` answers where a file system or device cannot do a mode, or not at this place."""
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_UNREADABLE: Final = frozenset({errno.EIO, errno.EBADMSG, errno.EILSEQ, errno.EUCLEAN})
+"""What a read answers for a medium that has lost some sectors, or whose checksums say so."""
 _ZEROS: Final = memoryview(bytes(1 << 20))
 """Zeros are written in pieces of this many bytes at most."""
 IOV_MAX: Final = 1024
@@ -91,6 +94,17 @@ def copy_error(error: OSError, where: str) -> CopyError:
         reason=FaultReason.IO_ERROR,
         hint="Look for disk errors in the kernel's log.",
     )
+
+
+def read_error(error: OSError, where: str) -> CopyError:
+    """Return the `CopyError` that a failed read of a volume's data means: not the loss of it all."""
+    if error.errno in _UNREADABLE:
+        return CopyError(
+            f"Part of {where} cannot be read: {error.strerror or error}.",
+            reason=FaultReason.UNREADABLE,
+            hint="It is served from other copies and written anew; watch that disk.",
+        )
+    return copy_error(error, where)
 
 
 def flush_error(error: OSError, where: str) -> CopyError:
@@ -185,6 +199,20 @@ def write_zeros(fd: int, offset: int, length: int) -> None:
         write_all(fd, _ZEROS[:piece], offset)
         offset += piece
         length -= piece
+
+
+def probe(path: Path) -> None:
+    """Read the first block of a file from its disk; does nothing where `O_DIRECT` is not known."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        # An anonymous mapping begins at a page, as direct input must.
+        with mmap.mmap(-1, mmap.PAGESIZE) as page, contextlib.suppress(OSError):
+            os.preadv(fd, [page], 0)
+    finally:
+        os.close(fd)
 
 
 def punch_hole(fd: int, offset: int, length: int, block: int = 4096) -> None:

@@ -11,11 +11,13 @@ stale too, and are so on disk before anything is written over them.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterable, Sequence
 from threading import Lock
 from typing import Final
 
+from holdfast.errors import CopyError, FaultReason
 from holdfast.local.copy.bitmap_file import BitmapFile
 from holdfast.local.copy.data import DataFile
 from holdfast.local.copy.hash_file import DamagedHashesError, HashFile
@@ -152,6 +154,7 @@ class ChunkHashes:
                 first += self._freshen_piece(first, stop - first)
 
     def _freshen_piece(self, first: int, count: int) -> int:
+        unreadable: list[int] = []
         holes = self._data.hole_chunks(first, min(count, _HOLE_CHUNKS))
         if holes:
             values = ZERO_HASH * holes
@@ -159,11 +162,7 @@ class ChunkHashes:
             count = min(count, _READ_CHUNKS)
             start = first * CHUNK_BYTES
             length = min(count * CHUNK_BYTES, self._data.size_bytes - start)
-            data = memoryview(self._data.read(start, length))
-            key = self._list.key
-            values = b"".join(
-                chunk_hash(data[at : at + CHUNK_BYTES], key) for at in range(0, length, CHUNK_BYTES)
-            )
+            values, unreadable = self._hash_run(first, start, length)
         done = len(values) // HASH_BYTES
         try:
             self._list.put_run(first, values)
@@ -171,7 +170,33 @@ class ChunkHashes:
             self._distrust(found)
             return 0  # The chunks are still stale, and their turn comes again.
         self._stale.touch(first, done)
+        for chunk in unreadable:
+            self._mark(chunk, 1)
         return done
+
+    def _hash_run(self, first: int, start: int, length: int) -> tuple[bytes, list[int]]:
+        """Return the hashes of a run of bytes from chunk `first` on, and what cannot be read of it."""
+        key = self._list.key
+        try:
+            data = memoryview(self._data.read(start, length))
+        except CopyError as error:
+            if error.reason is not FaultReason.UNREADABLE:
+                raise
+        else:
+            pieces = (data[at : at + CHUNK_BYTES] for at in range(0, length, CHUNK_BYTES))
+            return b"".join(chunk_hash(piece, key) for piece in pieces), []
+        values, unreadable = [], []
+        for at in range(0, length, CHUNK_BYTES):
+            try:
+                piece = self._data.read(start + at, min(CHUNK_BYTES, length - at))
+                values.append(chunk_hash(piece, key))
+            except CopyError as error:
+                if error.reason is not FaultReason.UNREADABLE:
+                    raise
+                # Equal to nothing, so that whoever compares finds it, and stale.
+                values.append(os.urandom(HASH_BYTES))
+                unreadable.append(first + at // CHUNK_BYTES)
+        return b"".join(values), unreadable
 
     def _persist(self) -> None:
         self._buffer.sync()

@@ -217,6 +217,11 @@ class FileCopyStore:
         with self._trusted():
             return self._dirty.names()
 
+    def probe(self) -> None:
+        """Return when the disk itself has answered a small read; caches do not count."""
+        if self._failure is None:
+            files.probe(self.directory / "superblock")
+
     # --- the whole -------------------------------------------------------------------------
 
     def resize(self, size_bytes: int) -> None:

@@ -59,6 +59,8 @@ class CopyDisk:
     marked_maybe: set[int] = field(factory=set)
     """Cleared lazily: a power loss may bring these marks back."""
     dirty: dict[CopyId, bytes] = field(factory=dict)
+    unreadable: set[int] = field(factory=set)
+    """Blocks that cannot be read until they are written again; `cache` has what is lost there."""
     rotten: bool = False
     """Damaged beyond what the rules promise to survive; invariants leave it alone."""
     tainted: bool = False
@@ -78,6 +80,8 @@ class CopyDisk:
             assert offset + length <= self.size_bytes, (offset, length, self.size_bytes)
             first = offset // BLOCK_BYTES
             last = first + length // BLOCK_BYTES - 1
+            if self.unreadable:
+                self.unreadable.difference_update(range(first, last + 1))
             if kind in _WRITES:
                 assert len(data) == length
                 if length == BLOCK_BYTES:
@@ -105,6 +109,11 @@ class CopyDisk:
             return cache.get(first, ZERO_BLOCK)
         count = length // BLOCK_BYTES
         return b"".join([cache.get(n, ZERO_BLOCK) for n in range(first, first + count)])
+
+    def can_read(self, offset: int, length: int) -> bool:
+        """Return whether all of a range can be read."""
+        first = offset // BLOCK_BYTES
+        return self.unreadable.isdisjoint(range(first, first + -(-length // BLOCK_BYTES)))
 
     def flush_mark(self) -> int:
         """Return what a flush that starts now will cover."""
@@ -172,6 +181,13 @@ class CopyDisk:
         start = chunk * CHUNK_BYTES
         return hash_of(self.read(start, min(CHUNK_BYTES, self.size_bytes - start)))
 
+    def _hash_or_none(self, chunk: int) -> bytes:
+        """As `data_hash`; what cannot be read is like nothing else, on no copy."""
+        start = chunk * CHUNK_BYTES
+        if self.can_read(start, min(CHUNK_BYTES, self.size_bytes - start)):
+            return self.data_hash(chunk)
+        return hashlib.blake2b(f"{id(self)} {chunk}".encode(), digest_size=16).digest()
+
     def rot(self, block: int) -> None:
         """Change a block's bytes without anybody's knowledge; its kept hash stays."""
         old = self.cache.get(block, ZERO_BLOCK)
@@ -183,7 +199,7 @@ class CopyDisk:
         if level == 0:
             return b"".join([self.chunk_hash(index) for index in indexes])
         if level == DATA_LEVEL:
-            return b"".join([self.data_hash(index) for index in indexes])
+            return b"".join([self._hash_or_none(index) for index in indexes])
         below = chunks_of(self.size_bytes)
         for _ in range(level - 1):
             below = -(-below // FAN_OUT)

@@ -67,6 +67,7 @@ KINDS: dict[str, int] = {
     "disk-stall": 4,
     "disk-error": 2,
     "disk-full": 2,
+    "bad-sectors": 3,
     "fsync-error": 2,
     "wipe": 2,
     "wall-jump": 2,
@@ -159,6 +160,9 @@ def heal(world: World) -> None:
     store.cut_off.clear()
     store.slow_s = store.unsure = 0.0
     for machine in world.machines.values():
+        for disk in machine.copies.values():
+            # What no other copy has is given back from elsewhere; no group can.
+            disk.unreadable.clear()
         machine.down_until = min(machine.down_until, world.now)
         _set_draining(machine, draining=False)
         process = machine.process
@@ -328,7 +332,7 @@ def _pump(world: World, fault: Fault) -> Pump | None:
 def _disk_stall(world: World, fault: Fault) -> None:
     pump = _pump(world, fault)
     if pump is not None:
-        pump.stalled_until = world.now + fault.duration * 3
+        pump.stall(world.now + fault.duration * 3)
 
 
 def _disk_error(world: World, fault: Fault) -> None:
@@ -336,6 +340,23 @@ def _disk_error(world: World, fault: Fault) -> None:
     if pump is not None:
         kind = ("apply", "read", "metadata")[int(fault.amount * 3)]
         pump.faults[kind] = FaultReason.IO_ERROR
+
+
+def _bad_sectors(world: World, fault: Fault) -> None:
+    """Some blocks of one copy, of those that are much used, cannot be read."""
+    pump = _pump(world, fault)
+    if pump is None:
+        return
+    others = [
+        disk
+        for _, disk in world.invariants.in_sync_disks(world.store.records[fault.volume][0])
+        if disk is not pump.disk and not disk.tainted
+    ]
+    hot = world.loads[fault.volume].hot
+    first = int(fault.amount * len(hot))
+    wanted = {hot[(first + n) % len(hot)] for n in range(6)}
+    if others and all(wanted.isdisjoint(disk.unreadable) for disk in others):
+        pump.disk.unreadable |= wanted
 
 
 def _disk_full(world: World, fault: Fault) -> None:
@@ -457,6 +478,7 @@ _STRIKES: dict[str, Callable[[World, Fault], None]] = {
     "disk-stall": _disk_stall,
     "disk-error": _disk_error,
     "disk-full": _disk_full,
+    "bad-sectors": _bad_sectors,
     "fsync-error": _fsync_error,
     "wipe": _wipe,
     "wall-jump": _wall_jump,

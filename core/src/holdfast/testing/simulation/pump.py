@@ -29,6 +29,8 @@ from holdfast.units import VolumeId
 if TYPE_CHECKING:
     from holdfast.testing.simulation.node import Process
 
+STALL_TOLD_S = 1.0
+"""How often a pump tells its member that the disk has not answered."""
 REOPEN_S = 5.0
 """How long a failed disk rests before its copy is opened anew, as in the node."""
 Job = tuple[Callable[[], None], Event | None, float]
@@ -48,6 +50,7 @@ class Pump:
     """World time of the next tick asked for."""
     closed: bool = False
     stalled_until: float = 0.0
+    _stall_since: float = 0.0
     faults: dict[str, FaultReason] = field(factory=dict)
     """What the next operation of a kind fails with: `apply`, `flush`, `read` or `metadata`."""
     _last_link: int = 0
@@ -144,6 +147,22 @@ class Pump:
 
     # -- the local copy ----------------------------------------------------------------------------
 
+    def stall(self, until: float) -> None:
+        """Let the disk answer nothing until then; the pump notices, as the node's does."""
+        self.stalled_until = max(self.stalled_until, until)
+        self._stall_since = self.process.world.now
+        self.process.world.after(STALL_TOLD_S, self.process.run, self._tell_stall)
+
+    def _tell_stall(self) -> None:
+        world = self.process.world
+        if self.closed:
+            return
+        if self.stalled_until <= world.now:
+            self.feed(ev.DiskStalled(0.0))
+        else:
+            self.feed(ev.DiskStalled(world.now - self._stall_since))
+            world.after(STALL_TOLD_S, self.process.run, self._tell_stall)
+
     def _delay(self, usual_s: float) -> float:
         world = self.process.world
         delay = world.rng.random() * 2 * usual_s
@@ -225,6 +244,8 @@ class Pump:
 
     def _read(self, effect: ev.ReadDisk) -> None:
         def work() -> Event:
+            if not self.disk.can_read(effect.offset, effect.length):
+                return ev.ReadFailed(effect.token)
             return ev.ReadDone(effect.token, self.disk.read(effect.offset, effect.length))
 
         self._run_beside("read", 0.0005, work)
@@ -290,8 +311,13 @@ class Pump:
     def _serve_reads(self, effect: ev.ServeReads) -> None:
         if self._fails("read"):
             return
-        replies = [self._read_one(request) for request in effect.requests]
-        self._reply(ev.SendReplies(effect.link, replies))
+        able = self.disk.can_read
+        good = [request for request in effect.requests if able(request.offset, request.length)]
+        if good:
+            self._reply(ev.SendReplies(effect.link, [self._read_one(each) for each in good]))
+        if len(good) < len(effect.requests):
+            bad = [request for request in effect.requests if request not in good]
+            self.feed(ev.ReadsFailed(effect.link, bad))
 
     def _read_one(self, request: Request) -> Reply:
         if request.kind == RequestKind.EXTENTS:
