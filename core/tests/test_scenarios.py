@@ -133,6 +133,18 @@ SCENARIOS: dict[str, Sequence[Step]] = {
         (4.0, "kill", ("@replica",), 1.0, 0.5),
         (5.05, "power-all", (), 1.0, 0.3),
     ],
+    "a resize races the drop of a copy that still hears": [
+        (4.0, "store-slow", (), 8.0, 0.99),
+        *((4.1 + 6 * at, "partition-one-way", ("@replica", "@primary"), 5.0, 0.5) for at in (0, 1)),
+        *((6.3 + at * 0.1, "resize", (), 0.0, 0.9) for at in (0, 2, 4, 60, 62)),
+    ],
+    "a resize races a failover": [
+        (4.0, "disk-stall", ("@replica",), 1.0, 0.5),
+        (4.2, "resize", (), 0.0, 0.9),
+        (5.0, "kill", ("@primary",), 3.0, 0.5),
+        (11.0, "resize", (), 0.0, 0.4),
+        (11.001, "power", ("@primary",), 3.0, 0.5),
+    ],
     "an operator changes the number of replicas during a failover": [
         (4.0, "kill", ("@primary",), 3.0, 0.5),
         (4.5, "replicas", (), 0.0, 0.3),

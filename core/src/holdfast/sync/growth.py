@@ -32,12 +32,12 @@ def tend(ctx: Context, primary: PrimaryRole, now: Instant, out: list[Effect]) ->
     ready = True
     for leg in primary.legs.values():
         if leg.fault is not None:
-            continue
-        if leg.phase is Phase.READY:
+            pass  # It is not asked any more, but it counts until the record says that it is out.
+        elif leg.phase is Phase.READY:
             leg.ask_size(ctx.epoch, needed_bytes(ctx), now.mono, out)
         elif leg.phase is Phase.STREAMING:
             leg.ask_size(ctx.epoch, wanted, now.mono, out)
-        if leg.in_sync or leg.phase is Phase.STREAMING:
+        if leg.in_sync or leg.counted_on or leg.phase is Phase.STREAMING:
             ready = ready and leg.size_bytes >= wanted
     if ready:
         ctx.grow(wanted, out)

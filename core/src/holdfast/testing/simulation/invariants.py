@@ -155,6 +155,19 @@ class Invariants:
                             f"older value {have} of block {block} on stable storage",
                         )
 
+    def on_grown(self, pump: Pump) -> None:
+        """A primary has grown and serves the new size: every in-sync copy has grown before it."""
+        record, _ = self.world.store.records[pump.volume]
+        if record.primary != pump.disk.superblock.copy:
+            return
+        for node, disk in self.in_sync_disks(record):
+            if disk.size_bytes < pump.disk.size_bytes:
+                raise Violation(
+                    "I1",
+                    f"{pump.process.name} serves {pump.disk.size_bytes} bytes of {pump.volume}, but "
+                    f"the in-sync copy on {node} has {disk.size_bytes}",
+                )
+
     # -- damage ------------------------------------------------------------------------------------
 
     def on_damage(self, volume: VolumeId, disk: CopyDisk) -> None:

@@ -282,6 +282,8 @@ class Pump:
     def _resize(self, effect: ev.ResizeDisk) -> None:
         def work() -> None:
             self.disk.resize(effect.size_bytes)
+            if self.is_primary():
+                self.process.world.invariants.on_grown(self)
 
         self._meta(work, ev.Saved(effect.token))
 
