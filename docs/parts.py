@@ -12,6 +12,7 @@ import inspect
 import itertools
 import re
 import struct
+import sys
 import textwrap
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -373,11 +374,31 @@ def hooks() -> str:
     return table(("hook", "when"), rows)
 
 
+def mutations() -> str:
+    """Every deliberate bug with what caught it when the whole list was last searched."""
+    sys.path.insert(0, str(ROOT))
+    from tests.simulation.planting import every_bug, kept
+
+    caught = kept()
+    return table(
+        ("bug", "looked for in", "caught by", "at seed"),
+        (
+            (
+                f"{bug.sentence}.",
+                "a world of its own" if bug.directed else "plain seeds",
+                caught[name].by,
+                caught[name].seed,
+            )
+            for name, bug in every_bug().items()
+        ),
+    )
+
+
 PARTS: Mapping[str, Callable[..., str]] = {
     each.__name__.replace("_", "-"): each
     for each in (
         *(frames, handshake, messages, operations, record, roles, events, faults, refusals),
-        *(numbers, on_disk, file, promises, capabilities, hooks),
+        *(numbers, on_disk, file, promises, capabilities, hooks, mutations),
     )
 }
 MARKER = re.compile(r"(<!-- generated: (\S+)(?: (\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)

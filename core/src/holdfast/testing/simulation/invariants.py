@@ -63,9 +63,10 @@ class Invariants:
             if reply.errno or asked is None:
                 continue
             self._alone(pump)
-            volume, request, accesses = asked
+            volume, request, accesses, session = asked
             if request.kind in _WRITES:
                 self._acknowledged(pump, record)
+                self._is_writer(pump, session)
                 for at, access in enumerate(accesses):
                     block = request.offset // BLOCK_BYTES + at
                     self._holds(volume, record, block, access.value, access.start)
@@ -104,6 +105,16 @@ class Invariants:
                     f"{mine.node} answers in epoch {mine.epoch}, but {theirs.node} serves in epoch "
                     f"{theirs.epoch} already",
                 )
+
+    def _is_writer(self, pump: Pump, session: str) -> None:
+        """R11: only the session that the primary knows as the writer is answered."""
+        holder = pump.member.ctx.record.attached_session
+        if session != holder:
+            raise Violation(
+                "R11",
+                f"{pump.process.name} answers a write of session {session}, but the writer of "
+                f"{pump.volume} is {holder or 'nobody'}",
+            )
 
     def in_sync_disks(self, record: GroupRecord) -> Iterator[tuple[NodeName, CopyDisk]]:
         """Return the disks of the in-sync copies, where they still exist."""

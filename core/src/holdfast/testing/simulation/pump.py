@@ -128,9 +128,9 @@ class Pump:
             self.process.world.network.send(end, effect.messages)
 
     def _reply(self, effect: ev.SendReplies) -> None:
-        self.process.world.invariants.on_replies(self, effect.replies)
         end = self.links.get(effect.link)
         if end is not None:
+            self.process.world.invariants.on_replies(self, effect.replies)
             self.process.world.network.send(end, (Replies(tuple(effect.replies)),))
 
     def _open_link(self, effect: ev.OpenLink) -> None:

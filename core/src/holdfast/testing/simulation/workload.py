@@ -244,7 +244,8 @@ class Client:
             request_id, int(kind), flags, first * BLOCK_BYTES, count * BLOCK_BYTES, data
         )
         self.asked[request_id] = (request, accesses, start)
-        world.requests[request_id] = (self.volume, request, accesses)
+        assert self.session is not None
+        world.requests[request_id] = (self.volume, request, accesses, self.session.hello.session)
         world.flush_started(request, start)
         return request
 

@@ -100,7 +100,8 @@ class World:
     store: Store = field(init=False)
     history: hist.History = field(factory=hist.History)
     invariants: Invariants = field(init=False)
-    requests: dict[int, tuple[VolumeId, Request, list[hist.Access]]] = field(factory=dict)
+    requests: dict[int, tuple[VolumeId, Request, list[hist.Access], str]] = field(factory=dict)
+    """By id: where it was asked for, what, what it touches, and the session that asked."""
     flush_starts: dict[int, int] = field(factory=dict)
     loads: dict[VolumeId, Load] = field(factory=dict)
     homes: dict[VolumeId, tuple[NodeName, ...]] = field(factory=dict)
