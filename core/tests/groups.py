@@ -94,7 +94,7 @@ class Attached:
         self.asked += 1
         length = len(data) if kind is RequestKind.WRITE else BLOCK_BYTES
         request = Request(self.asked, int(kind), 0, offset, length, data)
-        self.client._do(self.client.session.submit([request], self.client._now()))
+        self.client.submit([request])
         return self.asked
 
     def answer(self, request_id: int, within_s: float = 20.0) -> Reply:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import attrs
 import pytest
 
 from holdfast.errors import HoldfastError, UnavailableError
@@ -76,7 +75,7 @@ class TruncatingLink(MemoryLink):
         for message in messages:
             if isinstance(message, Batch):
                 ops = [op._replace(data=op.data[:65536]) for op in message.ops]
-                message = attrs.evolve(message, ops=ops)  # noqa: PLW2901
+                message = message._replace(ops=ops)  # noqa: PLW2901
             super().send([message])
 
 
@@ -91,8 +90,8 @@ class MiscountingLink(MemoryLink):
     def send(self, messages: Sequence[Message]) -> None:
         for message in messages:
             if isinstance(message, Batch) and len(message.ops) > 4:
-                super().send([attrs.evolve(message, ops=message.ops[:4])])
-                super().send([attrs.evolve(message, ops=message.ops[4:])])  # The same `first`.
+                super().send([message._replace(ops=message.ops[:4])])
+                super().send([message._replace(ops=message.ops[4:])])  # The same `first`.
             else:
                 super().send([message])
 
@@ -161,7 +160,7 @@ class ReusingLink(MemoryLink):
                     self._buffer[at : at + len(op.data)] = op.data
                     ops.append(op._replace(data=memoryview(self._buffer)[at : at + len(op.data)]))
                     at += len(op.data)
-                self._inbox[index] = attrs.evolve(message, ops=ops)
+                self._inbox[index] = message._replace(ops=ops)
         super()._wake()
 
 

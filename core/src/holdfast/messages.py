@@ -9,8 +9,9 @@ Three kinds of link carry them, all ordered and reliable while they live:
 - *peer*, between two nodes: opened by `PeerHello`; heartbeats one way, their answers back.
 
 This module knows no bytes: a transport's codec turns messages into frames. The hot ones (`Op`,
-`Request`, `Reply`) are named tuples because those are the cheapest immutable records that CPython
-has; one list of them is one batch, and nothing on the way makes an object per request beside them.
+`Request`, `Reply`, and the messages that carry lists of them) are named tuples because those are the
+cheapest immutable records that CPython has; one list of them is one batch, and nothing on the way
+makes an object per request beside them.
 """
 
 from __future__ import annotations
@@ -195,8 +196,7 @@ class Refused:
     """The epoch that the sender knows, so that a deposed primary learns of it."""
 
 
-@attrs.frozen
-class Batch:
+class Batch(NamedTuple):
     """Primary to copy: operations `first`, `first` + 1, … of the stream, to be applied in order."""
 
     epoch: Epoch
@@ -207,8 +207,7 @@ class Batch:
     """May be empty, to tell the commit alone."""
 
 
-@attrs.frozen
-class Ack:
+class Ack(NamedTuple):
     """Copy to primary, cumulative."""
 
     epoch: Epoch
@@ -341,16 +340,14 @@ class SessionOpened:
     """`Access` in force."""
 
 
-@attrs.frozen
-class Requests:
+class Requests(NamedTuple):
     """Consumer's node to primary, in the consumer's order."""
 
     generation: int
     requests: SequenceOf[Request]
 
 
-@attrs.frozen
-class Replies:
+class Replies(NamedTuple):
     """Primary to consumer's node, in any order."""
 
     replies: SequenceOf[Reply]

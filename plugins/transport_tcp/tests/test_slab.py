@@ -42,19 +42,34 @@ def test_a_shelf_forgets_what_passes_its_limit() -> None:
     assert [any(t is s for t in taken) for s in slabs] == [False, False, True, True, True, True]
 
 
-def test_an_inbox_without_unread_bytes_holds_no_slab() -> None:
+def test_an_inbox_that_rests_with_nothing_unread_gives_its_slab_back() -> None:
     shelf = Shelf()
     inbox = Inbox(shelf)
     assert not inbox.slab
     inbox.buffer()
     slab = inbox.slab
     inbox.end = 1000
-    inbox.read_up_to(900, 0)
-    assert inbox.slab is slab
-    inbox.read_up_to(1000, 0)
+    inbox.start = 900
+    assert [shelf.collect(), shelf.collect()] == [True, True]
+    assert inbox.slab is slab, "there are unread bytes in it"
+    inbox.start = 1000
+    inbox.buffer()
+    assert shelf.collect()
+    assert inbox.slab is slab, "something has just been received"
+    assert not shelf.collect()
     assert not inbox.slab
     assert (inbox.start, inbox.end, inbox.needed) == (0, 0, 0)
     assert Inbox(shelf).buffer().obj is slab
+
+
+def test_an_inbox_receives_behind_what_is_still_looked_at() -> None:
+    inbox = Inbox(Shelf())
+    inbox.buffer()[:4] = b"kept"
+    view = memoryview(inbox.slab)[:4]
+    inbox.start = inbox.end = 4
+    inbox.buffer()[:3] = b"new"
+    assert bytes(view) == b"kept"
+    assert inbox.slab[4:7] == b"new"
 
 
 def test_an_inbox_turns_to_another_slab_while_the_old_one_is_looked_at() -> None:

@@ -25,6 +25,8 @@ from holdfast.sync.member import GroupMember, Role
 from holdfast.units import NodeName, VolumeId
 
 STORE_RETRY_S = 0.25
+_new = tuple.__new__  # Half the cost of calling the named tuple.
+_monotonic, _wall = time.monotonic, time.time
 _log = logging.getLogger("holdfast.node")
 
 
@@ -93,7 +95,7 @@ class PumpLink:
 
     def on_messages(self, messages: Sequence[Message]) -> None:
         """Take what has arrived."""
-        self._pump.feed(ev.Received(self._id, messages))
+        self._pump.feed(_new(ev.Received, (self._id, messages)))
 
     def on_lost(self, error: HoldfastError) -> None:
         """The link is gone."""
@@ -155,15 +157,17 @@ class Pump:
     def feed(self, event: Event) -> None:
         """Step the member with `event`, and with whatever follows from it at once."""
         inbox = self._inbox
-        inbox.append(event)
         if self._stepping or self._closed:
+            inbox.append(event)
             return
         self._stepping = True
         carry = self._carry
         member = self.member
         try:
+            for effect in member.step(event, _new(Instant, (_monotonic(), _wall()))):
+                carry[type(effect)](effect)
             while inbox:
-                now = Instant(time.monotonic(), time.time())
+                now = _new(Instant, (_monotonic(), _wall()))
                 for effect in member.step(inbox.popleft(), now):
                     carry[type(effect)](effect)
         finally:
@@ -209,7 +213,7 @@ class Pump:
     def _reply(self, effect: ev.SendReplies) -> None:
         link = self._links.get(effect.link)
         if link is not None:
-            link.send((Replies(effect.replies),))
+            link.send((_new(Replies, (effect.replies,)),))
 
     def _close_link(self, effect: ev.CloseLink) -> None:
         self._dialling.discard(effect.link)

@@ -29,6 +29,7 @@ from holdfast.messages import (
 from holdfast.model import Access, GroupRecord
 from holdfast.units import NodeName
 
+_new = tuple.__new__  # Half the cost of calling the named tuple.
 RETRY_S_MIN = 0.005
 """The new primary of a handover may hear of it some milliseconds after its consumers."""
 RETRY_S_MAX = 0.25
@@ -116,19 +117,34 @@ class ConsumerSession:
     _retry_s: float = RETRY_S_MIN
     _since: dict[int, float] = field(factory=dict)
 
-    def submit(self, requests: Sequence[Request], now: float) -> list[Outcome]:
-        """Take new requests of the consumer."""
-        if self.phase is SessionPhase.CLOSED:
-            return [Answer([Reply(r.id, errno.EIO) for r in requests])]
+    def submit(self, requests: Sequence[Request], now: float) -> Requests | None:
+        """Take new requests of the consumer; return what to send on the link at once, if anything.
+
+        Only while the session is not closed; a closed one answers by `refuse`.
+        """
+        assert self.phase is not SessionPhase.CLOSED
         unanswered = self.unanswered
         for request in requests:
-            unanswered[request.id] = request
+            unanswered[request[0]] = request
         if self.deadline_s is not None:
             for request in requests:
                 self._since[request.id] = now
         if self.phase is SessionPhase.OPEN:
-            return [Tell((Requests(self.generation, requests),))]
-        return []
+            return _new(Requests, (self.generation, requests))
+        return None
+
+    def refuse(self, requests: Sequence[Request]) -> Sequence[Reply]:
+        """Return the answers of a closed session."""
+        return [Reply(r.id, errno.EIO) for r in requests]
+
+    def answered(self, replies: Sequence[Reply]) -> Sequence[Reply]:
+        """Take what the primary has answered; return what is to be handed on: nothing twice."""
+        pop = self.unanswered.pop
+        fresh = [reply for reply in replies if pop(reply[0], None) is not None]
+        if self._since:
+            for reply in fresh:
+                self._since.pop(reply.id, None)
+        return fresh
 
     def on_record(self, record: GroupRecord, now: float) -> list[Outcome]:
         """The group record is now this."""
@@ -194,11 +210,7 @@ class ConsumerSession:
         outcomes: list[Outcome] = []
         for message in messages:
             if isinstance(message, Replies):
-                unanswered = self.unanswered
-                replies = [r for r in message.replies if unanswered.pop(r.id, None) is not None]
-                if self._since:
-                    for reply in replies:
-                        self._since.pop(reply.id, None)
+                replies = self.answered(message.replies)
                 if replies:
                     outcomes.append(Answer(replies))
             elif isinstance(message, SessionOpened):

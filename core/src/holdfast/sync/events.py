@@ -89,8 +89,7 @@ class LinkLost:
     sentence: str
 
 
-@attrs.frozen
-class Received:
+class Received(NamedTuple):
     """Messages arrived, in order."""
 
     link: LinkId
@@ -118,8 +117,7 @@ class RegionsMarked:
     """`MarkRegions` is durable."""
 
 
-@attrs.frozen
-class Applied:
+class Applied(NamedTuple):
     """`ApplyOps` up to this sequence is in the page cache."""
 
     through: Position

@@ -34,6 +34,9 @@ RETRY_S = 0.1
 RETRY_OFFLINE_S = 1.0
 
 
+_new = tuple.__new__  # Half the cost of calling the named tuple.
+
+
 class Phase(enum.Enum):
     """How far the link of a leg has come."""
 
@@ -126,16 +129,20 @@ class Leg:
         self.unacked.append(batch)
         self.unacked_bytes += size_bytes
         if self.phase is Phase.STREAMING and self.link is not None:
-            out.append(Send(self.link, (batch,)))
+            out.append(_new(Send, (self.link, (batch,))))
 
     def on_ack(self, applied: Position, durable: Position, now: float) -> None:
         """Take a cumulative acknowledgement."""
         if applied > self.applied:
             self.applied = applied
             unacked = self.unacked
-            while unacked and unacked[0].first + len(unacked[0].ops) - 1 <= applied:
-                batch = unacked.popleft()
-                self.unacked_bytes -= batch_bytes(batch)
+            while unacked:
+                _, first, _, ops = unacked[0]
+                if first + len(ops) - 1 > applied:
+                    break
+                unacked.popleft()
+                for _, _, _, data in ops:
+                    self.unacked_bytes -= len(data)
             self.progress_at = now
             if self.job is not None:
                 self.job.on_applied(applied)

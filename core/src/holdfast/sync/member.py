@@ -37,7 +37,7 @@ from holdfast.sync.healing import Healing, PolicyOf
 from holdfast.sync.keeper import Keeper
 from holdfast.sync.leg import Phase
 from holdfast.sync.primary import PrimaryRole
-from holdfast.sync.replica import ReplicaRole, StreamMessage
+from holdfast.sync.replica import ReplicaRole
 from holdfast.sync.verify import VerifyJob
 
 BUSY_TICK_S = 0.05
@@ -104,14 +104,18 @@ class GroupMember:
     def step(self, event: Event, now: Instant) -> list[Effect]:
         """Take one event and return what is to be done, in order."""
         out: list[Effect] = []
-        if self.role is Role.STOPPED or self.role is Role.REMOVED:
+        role = self.role
+        if role is Role.STOPPED or role is Role.REMOVED:
             return out
         # Not a `match`: on the hot path its class patterns cost as much as the work behind them.
         if type(event) is ev.Received:
             self._on_received(event, now, out)
         elif type(event) is ev.Applied:
             self.ctx.disk.on_applied(event.through, out)
-            self._on_progress(now, out)
+            if self.primary is None:
+                self.replica.on_progress(out)
+            else:
+                self.primary.advance(now, out)
         elif type(event) is ev.Flushed:
             self.ctx.disk.on_flushed(event.token, out)
             self._on_progress(now, out)
@@ -128,15 +132,13 @@ class GroupMember:
         primary = self.primary
         if primary is None:
             if event.link == self.replica.link:
-                self.replica.on_messages(
-                    cast("tuple[StreamMessage, ...]", event.messages), now, out
-                )
+                self.replica.on_messages(event.messages, now, out)
                 if self.replica.promoted:
                     self._become_primary(now, out)
             return
         if event.link in primary.attachments.open:
             for message in event.messages:
-                if isinstance(message, Requests):
+                if type(message) is Requests:
                     self._on_requests(event.link, message, now, out)
                 elif isinstance(message, SessionClose):
                     primary.attachments.leave(event.link, message.generation, out)
@@ -146,8 +148,9 @@ class GroupMember:
         leg = self.keeper.leg_of(event.link)
         if leg is not None:
             for message in event.messages:
-                if leg.job is None and isinstance(message, Ack) and leg.phase is Phase.STREAMING:
-                    leg.on_ack(message.applied, message.durable, now.mono)
+                if leg.job is None and type(message) is Ack and leg.phase is Phase.STREAMING:
+                    _, applied, durable = message
+                    leg.on_ack(applied, durable, now.mono)
                 else:
                     self.keeper.on_message(leg, message, now, out)
             if self.keeper.deposed_by:

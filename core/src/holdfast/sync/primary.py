@@ -43,7 +43,9 @@ _READS = frozenset({int(RequestKind.READ), int(RequestKind.EXTENTS)})
 _FUA, _NO_HOLE = int(RequestFlag.FUA), int(RequestFlag.NO_HOLE)
 _OP_WRITE, _OP_FLUSH = int(OpKind.WRITE), int(OpKind.FLUSH)
 _OP_DISCARD, _OP_ZERO = int(OpKind.DISCARD), int(OpKind.ZERO)
+_new = tuple.__new__  # Half the cost of calling the named tuple.
 _OP_FLUSH_ENTRY = Op(_OP_FLUSH, 0, 0)
+_FOR_EVER = float("inf")
 _MISALIGNED = SECTOR_BYTES - 1
 _ERRNOS = {
     Access.READ_ONLY: (0, errno.EPERM),
@@ -80,10 +82,10 @@ class PrimaryRole:
     """Deposed or handing over: nothing is acknowledged or read any more."""
     told_commit: Position = Position(0)
     _held: deque[tuple[LinkId, Request]] = field(factory=deque)
-    _pending: deque[tuple[Position, LinkId, int]] = field(factory=deque)
+    _pending: deque[tuple[int, LinkId, int]] = field(factory=deque)
     """Writes by sequence: (sequence, session link, request id)."""
-    _flushes: deque[tuple[Position, LinkId, int]] = field(factory=deque)
-    _reads: list[tuple[Position, LinkId, Request]] = field(factory=list)
+    _flushes: deque[tuple[int, LinkId, int]] = field(factory=deque)
+    _reads: list[tuple[int, LinkId, Request]] = field(factory=list)
     """Reads that overlap unacknowledged writes, or wait for the lease (I5)."""
     _required: tuple[Leg, ...] = ()
     foreground_at: float = 0.0
@@ -120,7 +122,8 @@ class PrimaryRole:
     ) -> None:
         ctx = self.ctx
         size = ctx.size_bytes
-        first = sequence = self.next
+        first = self.next
+        sequence: int = first
         ops: list[Op] = []
         size_bytes = 0
         flush_wanted: list[int] | None = None
@@ -140,7 +143,7 @@ class PrimaryRole:
                 out.append(SendReplies(link, (Reply(request_id, _fault(offset, length, size)),)))
                 continue
             if kind == _WRITE:
-                ops.append(Op(_OP_WRITE, offset, length, data))
+                ops.append(_new(Op, (_OP_WRITE, offset, length, data)))
                 size_bytes += length
             elif kind == _DISCARD or (kind == _ZERO and not flags & _NO_HOLE):
                 ops.append(Op(_OP_DISCARD, offset, length))
@@ -155,7 +158,7 @@ class PrimaryRole:
                 flush_wanted.append(request_id)
             else:
                 pending.append((sequence, link, request_id))
-            sequence = Position(sequence + 1)
+            sequence += 1
         if ops:
             self.written = Position(sequence - 1)
         if flush_wanted is not None:
@@ -179,14 +182,17 @@ class PrimaryRole:
         """Send a batch to every streaming copy and to the local disk."""
         ctx = self.ctx
         self.next = Position(first + len(ops))
-        batch = Batch(ctx.epoch, first, self.commit, ops)
-        self.told_commit = self.commit
+        mono = now.mono
+        commit = self.told_commit = self.commit
+        batch = _new(Batch, (ctx.superblock.epoch, first, commit, ops))
         for leg in self.legs.values():
-            if leg.phase is Phase.STREAMING or leg.in_sync or leg.counted_on:
-                leg.stream(batch, size_bytes, now.mono, out)
+            if leg.job is None and leg.phase is Phase.STREAMING:
+                leg.push(batch, size_bytes, mono, out)
+            elif leg.phase is Phase.STREAMING or leg.in_sync or leg.counted_on:
+                leg.stream(batch, size_bytes, mono, out)
         if ctx.absent:
             ctx.mark_absent(ops)
-        ctx.disk.submit(first, ops, now.mono, out)
+        ctx.disk.submit(first, ops, mono, out)
 
     def _hold_or_refuse(
         self, link: LinkId, requests: Sequence[Request], now: Instant, out: list[Effect]
@@ -239,7 +245,7 @@ class PrimaryRole:
             ):
                 out.append(SendReplies(link, (Reply(request.id, errno.EINVAL),)))
                 continue
-            after = Position(0)
+            after = 0
             for sequence, start, count in window:
                 if start < offset + length and offset < start + count:
                     after = sequence
@@ -258,21 +264,24 @@ class PrimaryRole:
             # Until the copies are equal, nothing may leave anybody's window.
             return
         disk = self.ctx.disk
+        pending, flushes = self._pending, self._flushes
         # Sequences that went to one copy alone (a sync) hold nobody else's commit back: a copy that
         # has acknowledged all that it was sent has applied everything that there is for it.
-        commit, durable = Position(self.next - 1), disk.durable
-        if not disk.idle:
-            commit = disk.applied
+        commit: int = disk.applied if disk.applied < disk.submitted else self.next - 1
+        durable = disk.durable
         for leg in self._required:
             if leg.unacked and leg.applied < commit:
                 commit = leg.applied
             if leg.durable < durable:
                 durable = leg.durable
         if commit > self.commit:
-            self.commit = commit
+            self.commit = Position(commit)
+        elif pending and pending[0][0] > self.commit and not (flushes or self._reads):
+            # The common case: of several copies, this was not the last one to acknowledge.
+            self.durable = max(self.durable, durable)
+            return
         if durable > self.durable:
             self.durable = durable
-        pending, flushes = self._pending, self._flushes
         if not (
             (pending and pending[0][0] <= self.commit)
             or (flushes and flushes[0][0] <= self.durable)
@@ -297,7 +306,7 @@ class PrimaryRole:
                         out.append(SendReplies(to, replies))
                         replies = []
                     to = link
-                replies.append(Reply(request_id, 0))
+                replies.append(_new(Reply, (request_id, 0, b"")))
         if replies and to is not None:
             out.append(SendReplies(to, replies))
         if self._reads:
@@ -310,12 +319,13 @@ class PrimaryRole:
 
     def lease_until(self) -> float:
         """Return until when this primary may answer (R5); +inf while it needs nobody."""
-        ctx = self.ctx
-        until = float("inf")
+        until = _FOR_EVER
+        volume, valid_until = self.ctx.record.volume, self.ctx.peers.valid_until
         for leg in self._required:
-            if leg.in_sync or leg.counted_on:
-                valid = ctx.peers.valid_until(leg.node, ctx.record.volume)
-                until = min(until, valid)
+            if leg.state is CopyState.IN_SYNC or leg.counted_on:
+                valid = valid_until(leg.node, volume)
+                if valid < until:
+                    until = valid
         return until
 
     def require(self) -> None:

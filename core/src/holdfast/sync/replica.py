@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from typing import assert_never
+from typing import assert_never, cast
 
 from attrs import define, field
 
@@ -38,6 +38,7 @@ from holdfast.sync.events import CloseLink, Effect, HashDisk, Instant, LinkId, R
 from holdfast.units import Epoch
 from holdfast.units import Sequence as Position
 
+_new = tuple.__new__  # Half the cost of calling the named tuple.
 StreamMessage = Batch | EpochChange | BeginSync | Resize | HashQuery | ReadQuery
 
 
@@ -99,46 +100,49 @@ class ReplicaRole:
         self._resizing = 0
         self._answers.clear()
 
-    def on_messages(
-        self, messages: Sequence[StreamMessage], now: Instant, out: list[Effect]
-    ) -> None:
+    def on_messages(self, messages: Sequence[Message], now: Instant, out: list[Effect]) -> None:
         """Take messages of the stream, in order."""
-        ctx = self.ctx
         for message in messages:
-            if message.epoch < ctx.epoch:
-                self._refuse(ctx.refused("stale-epoch", f"This copy knows epoch {ctx.epoch}."), out)
-                return
-            if isinstance(message, EpochChange):
-                record = GroupRecord.from_bytes(message.record)
-                # Heartbeats to a copy begin when it joins; it has not been silent until then.
-                self.heard_since = now.mono
-                self._take_record(record, message.epoch, out)
-                if record.primary == ctx.copy:
-                    self.promoted = True
-                    return
-            elif message.epoch > ctx.epoch:
-                self._refuse(
-                    Refused("protocol", "The epoch rose without an epoch change.", ctx.epoch), out
-                )
-                return
-            elif isinstance(message, Batch):
+            if type(message) is Batch and message.epoch == self.ctx.superblock.epoch:
                 self._on_batch(message, now, out)
-            elif isinstance(message, BeginSync):
-                self._on_begin_sync(message, out)
-            elif isinstance(message, Resize):
-                self._resizing = max(self._resizing, message.size_bytes)
-                ctx.grow(message.size_bytes, out)
-                self.on_progress(out)
-            elif isinstance(message, HashQuery):
-                token = ctx.token()
-                self._answers[token] = (message.id, False)
-                out.append(HashDisk(token, message.level, message.indexes))
-            elif isinstance(message, ReadQuery):
-                token = ctx.token()
-                self._answers[token] = (message.id, True)
-                out.append(ReadDisk(token, message.offset, message.length))
-            else:
-                assert_never(message)
+            elif not self._on_rare(cast("StreamMessage", message), now, out):
+                return
+
+    def _on_rare(self, message: StreamMessage, now: Instant, out: list[Effect]) -> bool:
+        """Take anything but a batch of the present epoch; whether the stream goes on behind it."""
+        ctx = self.ctx
+        if message.epoch < ctx.epoch:
+            self._refuse(ctx.refused("stale-epoch", f"This copy knows epoch {ctx.epoch}."), out)
+            return False
+        if isinstance(message, EpochChange):
+            record = GroupRecord.from_bytes(message.record)
+            # Heartbeats to a copy begin when it joins; it has not been silent until then.
+            self.heard_since = now.mono
+            self._take_record(record, message.epoch, out)
+            self.promoted = record.primary == ctx.copy
+            return not self.promoted
+        if message.epoch > ctx.epoch or isinstance(message, Batch):
+            self._refuse(
+                Refused("protocol", "The epoch rose without an epoch change.", ctx.epoch), out
+            )
+            return False
+        if isinstance(message, BeginSync):
+            self._on_begin_sync(message, out)
+        elif isinstance(message, Resize):
+            self._resizing = max(self._resizing, message.size_bytes)
+            ctx.grow(message.size_bytes, out)
+            self.on_progress(out)
+        elif isinstance(message, HashQuery):
+            token = ctx.token()
+            self._answers[token] = (message.id, False)
+            out.append(HashDisk(token, message.level, message.indexes))
+        elif isinstance(message, ReadQuery):
+            token = ctx.token()
+            self._answers[token] = (message.id, True)
+            out.append(ReadDisk(token, message.offset, message.length))
+        else:
+            assert_never(message)
+        return True
 
     def on_answer(self, token: int, data: bytes, out: list[Effect]) -> bool:
         """Take the outcome of a disk effect; return whether it was ours."""
@@ -183,10 +187,12 @@ class ReplicaRole:
         if self._resizing and ctx.size_bytes >= self._resizing:
             out.append(Send(self.link, (Resized(ctx.epoch, ctx.size_bytes),)))
             self._resizing = 0
-        acked = (ctx.disk.applied, ctx.disk.durable)
+        disk = ctx.disk
+        acked = (disk.applied, disk.durable)
         if acked != self._acked and self._streaming:
             self._acked = acked
-            out.append(Send(self.link, (Ack(ctx.epoch, *acked),)))
+            ack = _new(Ack, (ctx.superblock.epoch, disk.applied, disk.durable))
+            out.append(_new(Send, (self.link, (ack,))))
 
     def fail(self, reason: FaultReason, sentence: str, out: list[Effect]) -> None:
         """Tell the primary that this copy cannot go on."""
@@ -247,18 +253,20 @@ class ReplicaRole:
 
     def _on_batch(self, batch: Batch, now: Instant, out: list[Effect]) -> None:
         ctx = self.ctx
-        first, ops = batch.first, batch.ops
+        disk = ctx.disk
+        _, first, commit, ops = batch
         if ops:
-            through = first + len(ops) - 1
             if first <= self.received:
                 ops = ops[self.received + 1 - first :]
                 first = Position(self.received + 1)
             if ops:
-                self.received = Position(through)
                 if ctx.absent:
                     ctx.mark_absent(ops)
-                ctx.disk.submit(first, ops, now.mono, out)
-        ctx.disk.advance_commit(min(batch.commit, self.received))
+                disk.submit(first, ops, now.mono, out)
+                self.received = disk.submitted
+        if commit > disk.commit:
+            received = self.received
+            disk.advance_commit(min(received, commit))
 
     def _on_begin_sync(self, message: BeginSync, out: list[Effect]) -> None:
         """Mark this copy as syncing before the first byte of the sync is applied (R8)."""

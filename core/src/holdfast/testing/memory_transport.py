@@ -232,15 +232,15 @@ def _kept(message: Message) -> tuple[Message, int]:
         case Batch(ops=ops):
             ops = [op._replace(data=_bytes(op.data)) for op in ops]
             size = sum(len(op.data) for op in ops)
-            return attrs.evolve(message, ops=ops), MESSAGE_BYTES + size
+            return message._replace(ops=ops), MESSAGE_BYTES + size
         case Requests(requests=requests):
             requests = [r._replace(data=_bytes(r.data)) for r in requests]
             size = sum(len(r.data) for r in requests)
-            return attrs.evolve(message, requests=requests), MESSAGE_BYTES + size
+            return message._replace(requests=requests), MESSAGE_BYTES + size
         case Replies(replies=replies):
             replies = [r._replace(data=_bytes(r.data)) for r in replies]
             size = sum(len(r.data) for r in replies)
-            return attrs.evolve(message, replies=replies), MESSAGE_BYTES + size
+            return message._replace(replies=replies), MESSAGE_BYTES + size
         case ReadAnswer(data=data):
             return attrs.evolve(message, data=_bytes(data)), MESSAGE_BYTES + len(data)
         case _:

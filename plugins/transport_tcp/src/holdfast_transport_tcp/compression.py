@@ -94,10 +94,12 @@ def codec_named(name: str) -> Codec | None:
 class Squeezer:
     """Decides block by block, for one link, whether to compress."""
 
-    __slots__ = ("_codec", "_counters", "_pause_bytes", "_rest_bytes")
+    __slots__ = ("_codec", "_counters", "_pause_bytes", "_rest_bytes", "stored")
 
     def __init__(self, codec: Codec | None, counters: Counters) -> None:
         self._codec = codec
+        self.stored = Stored.PLAIN if codec is None else codec.stored
+        """How blocks are stored that shrink."""
         self._counters = counters
         self._pause_bytes = PAUSE_BYTES_MIN
         self._rest_bytes = 0

@@ -17,7 +17,7 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 from holdfast import messages as m
 from holdfast.errors import RemoteProtocolError
 from holdfast.messages import Payload
-from holdfast.units import Epoch, Sequence
+from holdfast.units import Epoch
 from holdfast_transport_tcp.compression import Codec
 from holdfast_transport_tcp.counters import Counters
 from holdfast_transport_tcp.encoder import (
@@ -49,6 +49,10 @@ ENTRY_BYTES: Final = {
     FrameType.REPLIES.value: REPLY_ENTRY.size,
 }
 _COLD_BY_TYPE: Final = {kind.value: codec for kind, codec in COLD.values()}
+_HEADER_BYTES: Final = HEADER.size
+_unpack_header = HEADER.unpack_from
+_U32: Final = 0xFFFFFFFF
+_DAMAGED: Final = "A frame's contents do not match their checksum."
 _new = tuple.__new__
 """Builds a named tuple without its Python-level `__new__`, at half the price."""
 
@@ -101,51 +105,72 @@ class Decoder:
             RemoteProtocolError: The peer broke the protocol; says how.
         """
         inbox = self._inbox
-        inbox.end += count
-        self._counters.bytes_wire_received += count
-        if inbox.end - inbox.start < inbox.needed:
+        start = inbox.start
+        end = inbox.end = inbox.end + count
+        counters = self._counters
+        counters.bytes_wire_received += count
+        if end - start < inbox.needed:
             return
         view = memoryview(inbox.slab).toreadonly()
-        counters = self._counters
-        start, end = inbox.start, inbox.end
         needed = 0
-        while end - start >= HEADER.size:
-            header = HEADER.unpack_from(view, start)
-            needed, table_size = self._check_header(view, start, header)
+        while end - start >= _HEADER_BYTES:
+            header = _unpack_header(view, start)
+            (magic, version, kind, stored, reserved, epoch, first, mark, items, size, plain,
+             checksum, head_sum) = header  # fmt: skip
+            if magic != MAGIC or version != VERSION:
+                _refuse_foreign(magic, version)
+            if xxh3_64_intdigest(view[start : start + HEADER_CHECKED_BYTES]) & _U32 != head_sum:
+                raise RemoteProtocolError("A frame's header does not match its checksum.")
+            table_size = ENTRY_BYTES.get(kind, 0) * items
+            payload = table_size + plain
+            is_rare = stored or self._limits
+            if (
+                is_rare
+                or reserved
+                or size != plain
+                or items > ITEMS_MAX
+                or payload > BATCH_BYTES_MAX
+            ):
+                self._check(header, table_size)
+            needed = _HEADER_BYTES + table_size + size
             if end - start < needed:
                 break
-            at = start + HEADER.size
-            into.append(self._message(header, view[at : start + needed], table_size))
-            counters.frames_received += 1
-            counters.bytes_plain_received += HEADER.size + table_size + header[10]
+            table = start + _HEADER_BYTES
             start += needed
+            data: Payload = view[table + table_size : start]
+            if is_rare:
+                data = self._unpack(header, view[table : table + table_size], data)
+            elif (xxh3_64_intdigest(view[table:start]) if payload else 0) != checksum:
+                raise RemoteProtocolError(_DAMAGED)
+            hot = _HOT.get(kind)
+            try:
+                if hot is not None:
+                    table_view = view[table : table + table_size]
+                    into.append(hot(epoch, first, mark, items, table_view, data))
+                else:
+                    into.append(_cold(header, data))
+            except ValueError as error:
+                sentence = f"A frame of type {kind} is not valid: {error}."
+                raise RemoteProtocolError(sentence) from error
+            counters.frames_received += 1
+            counters.bytes_plain_received += _HEADER_BYTES + payload
             needed = 0
-        if 0 < end - start < HEADER.size:
+        if 0 < end - start < _HEADER_BYTES:
             _check_magic(view[start : min(end, start + len(MAGIC))])
-        inbox.read_up_to(start, needed)
+        inbox.start, inbox.needed = start, needed
 
-    def _check_header(
-        self, view: memoryview, start: int, header: tuple[Any, ...]
-    ) -> tuple[int, int]:
-        """Return the length of the frame and that of its table."""
-        magic, version, kind, stored, reserved, _, _, _, count, size, plain, _, head_sum = header
-        if magic != MAGIC:
-            _check_magic(magic)
-        if version != VERSION:
-            raise OtherVersionError(version)
-        checked = view[start : start + HEADER_CHECKED_BYTES]
-        if xxh3_64_intdigest(checked) & 0xFFFFFFFF != head_sum:
-            raise RemoteProtocolError("A frame's header does not match its checksum.")
-        table_size = ENTRY_BYTES.get(kind, 0) * count
+    def _check(self, header: tuple[Any, ...], table_size: int) -> None:
+        """Refuse a header that is not the common one, unless all of it was agreed."""
+        _, _, _, stored, reserved, _, _, _, items, size, plain, _, _ = header
         payload = table_size + plain
         if (
             payload > FRAME_BYTES_MAX
             or size > plain
-            or count > FRAME_BYTES_MAX // HASH_INDEX_BYTES
-            or (table_size and count > 1 and (payload > BATCH_BYTES_MAX or count > ITEMS_MAX))
+            or items > FRAME_BYTES_MAX // HASH_INDEX_BYTES
+            or (table_size and items > 1 and (payload > BATCH_BYTES_MAX or items > ITEMS_MAX))
         ):
             raise RemoteProtocolError(
-                f"A frame of {count} items and {payload} bytes passes the limits."
+                f"A frame of {items} items and {payload} bytes passes the limits."
             )
         if stored:
             if self._codec is None or stored != self._codec.stored or reserved or size == plain:
@@ -156,15 +181,13 @@ class Decoder:
             limit = self._limits[0]
             if payload > limit:
                 raise RemoteProtocolError(f"A first frame of {payload} bytes; {limit} are allowed.")
-        return HEADER.size + table_size + size, table_size
 
-    def _message(self, header: tuple[Any, ...], body: memoryview, table_size: int) -> Any:
-        """Return the message of a complete frame."""
-        _, _, kind, stored, _, epoch, first, mark, count, _, plain, checksum, _ = header
+    def _unpack(self, header: tuple[Any, ...], table: Payload, data: Payload) -> Payload:
+        """Return the data of a frame that is compressed or one of the first."""
         if self._limits:
             del self._limits[0]
-        data: Payload = body[table_size:]
-        if stored:
+        plain, checksum = header[10:12]
+        if header[3]:
             assert self._codec is not None
             try:
                 data = self._codec.decompress(data, plain)
@@ -172,25 +195,32 @@ class Decoder:
                 raise RemoteProtocolError(f"A frame cannot be unpacked: {error}.") from error
             if len(data) != plain:
                 raise RemoteProtocolError("A frame unpacks to another length than its header says.")
-            digest = xxh3_64(body[:table_size])
+            data = memoryview(data)
+        found = 0
+        if table or data:
+            digest = xxh3_64(table)
             digest.update(data)
             found = digest.intdigest()
-            data = memoryview(data)
-        else:
-            found = xxh3_64_intdigest(body) if body else 0
         if found != checksum:
-            raise RemoteProtocolError("A frame's contents do not match their checksum.")
-        try:
-            hot = _HOT.get(kind)
-            if hot is not None:
-                return hot(epoch, first, mark, count, body[:table_size], data)
-            if epoch or first or mark or count != 1:
-                raise ValueError("a JSON frame has numbers in its header")  # noqa: TRY301
-            return _COLD_BY_TYPE[kind].decode(bytes(data))
-        except KeyError:
-            raise RemoteProtocolError(f"Frame type {kind} is unknown.") from None
-        except ValueError as error:
-            raise RemoteProtocolError(f"A frame of type {kind} is not valid: {error}.") from error
+            raise RemoteProtocolError(_DAMAGED)
+        return data
+
+
+def _cold(header: tuple[Any, ...], data: Payload) -> Any:
+    """Return a message that travels as JSON."""
+    _, _, kind, _, _, epoch, first, mark, items, _, _, _, _ = header
+    codec = _COLD_BY_TYPE.get(kind)
+    if codec is None:
+        raise RemoteProtocolError(f"Frame type {kind} is unknown.")
+    if epoch or first or mark or items != 1:
+        raise ValueError("a JSON frame has numbers in its header")
+    return codec.decode(bytes(data))
+
+
+def _refuse_foreign(magic: bytes, version: int) -> None:
+    if magic != MAGIC:
+        _check_magic(magic)
+    raise OtherVersionError(version)
 
 
 def _check_magic(beginning: Payload) -> None:
@@ -207,7 +237,7 @@ def _check_magic(beginning: Payload) -> None:
 def _ack(epoch: int, first: int, mark: int, count: int, _table: Payload, data: Payload) -> m.Ack:
     if count or data:
         raise ValueError("an acknowledgement has no contents")
-    return m.Ack(Epoch(epoch), Sequence(first), Sequence(mark))
+    return _new(m.Ack, (epoch, first, mark))
 
 
 def _batch(
@@ -227,7 +257,7 @@ def _batch(
             raise ValueError(f"operation kind {kind}")
     if at != len(data):
         raise ValueError(f"operations of {at} bytes stand over {len(data)}")
-    return m.Batch(Epoch(epoch), Sequence(first), Sequence(mark), ops)
+    return _new(m.Batch, (epoch, first, mark, ops))
 
 
 def _requests(
@@ -249,7 +279,7 @@ def _requests(
             raise ValueError(f"request kind {kind}")
     if at != len(data):
         raise ValueError(f"requests of {at} bytes stand over {len(data)}")
-    return m.Requests(first, requests)
+    return _new(m.Requests, (first, requests))
 
 
 def _replies(
@@ -269,7 +299,7 @@ def _replies(
             replies.append(_new(reply, (id_, errno, b"")))
     if at != len(data):
         raise ValueError(f"replies of {at} bytes stand over {len(data)}")
-    return m.Replies(replies)
+    return _new(m.Replies, (replies,))
 
 
 def _hash_query(

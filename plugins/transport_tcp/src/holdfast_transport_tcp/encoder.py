@@ -7,7 +7,7 @@ Large payloads are never copied: a frame is a list of buffers. Small ones are, b
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
 from typing import Any, Final
 
@@ -24,7 +24,6 @@ from holdfast_transport_tcp.layout import (
     BATCH_BYTES_MAX,
     FRAME_BYTES_MAX,
     HEADER,
-    HEADER_CHECKED_BYTES,
     ITEMS_MAX,
     MAGIC,
     OP_ENTRY,
@@ -71,20 +70,47 @@ COLD: Final[dict[type[Any], tuple[FrameType, ColdCodec]]] = {
     )
 }
 
-_pack_header = HEADER.pack
+_ACK: Final = int(FrameType.ACK)
+_BATCH: Final = int(FrameType.BATCH)
+_pack_head = struct.Struct(HEADER.format.removesuffix("I")).pack
+"""The header without its own checksum."""
 _pack_u32 = struct.Struct(">I").pack
+
+
+class Press:
+    """The frames of the batch that was packed last, for the other copies that it goes to as well.
+
+    A primary sends each batch to all its copies in one wake-up. Links of one transport that have
+    agreed on the same compression share the bytes. Whoever receives next empties the press, so that
+    no payload is kept alive for longer than a batch is under way.
+    """
+
+    __slots__ = ("buffers", "bytes_plain", "bytes_wire", "frames", "message", "stored")
+
+    def __init__(self) -> None:
+        self.message: m.Batch | None = None
+        self.stored = 0
+        """How compressed blocks are stored by the link that packed it."""
+        self.buffers: list[Payload] = []
+        self.frames = self.bytes_plain = self.bytes_wire = 0
+
+    def empty(self) -> None:
+        """Let go of the payloads."""
+        self.message = None
+        self.buffers = []
 
 
 class Encoder:
     """Packs the messages of one link into frames."""
 
-    __slots__ = ("_batch_bytes_max", "_buffers", "_counters", "_squeezer")
+    __slots__ = ("_batch_bytes_max", "_buffers", "_counters", "_squeezer", "press")
 
     def __init__(
         self,
         counters: Counters,
         squeezer: Squeezer | None = None,
         batch_bytes_max: int = BATCH_BYTES_MAX,
+        press: Press | None = None,
     ) -> None:
         """Make an encoder.
 
@@ -92,7 +118,9 @@ class Encoder:
             counters: Where frames and bytes are counted.
             squeezer: The link's compression; None stores everything plain.
             batch_bytes_max: Most bytes of table and data in a frame with several items.
+            press: Shared by the links of a transport; by default this link's own.
         """
+        self.press = press or Press()
         self._counters = counters
         self._squeezer = squeezer or Squeezer(None, counters)
         self._batch_bytes_max = batch_bytes_max
@@ -111,9 +139,11 @@ class Encoder:
         Raises:
             LocalProtocolError: A message does not fit the protocol; names what and why.
         """
+        last = len(messages) - 1
+        if last == 0 and type(messages[0]) is m.Batch:
+            return self._pressed(messages[0])
         buffers: list[Payload] = []
         self._buffers = buffers
-        last = len(messages) - 1
         for index, message in enumerate(messages):
             cls = type(message)
             if cls is m.Ack and index < last:
@@ -132,10 +162,41 @@ class Encoder:
                 ) from error
         return buffers
 
+    def _pressed(self, batch: m.Batch) -> list[Payload]:
+        """Return the buffers of one batch, packed for this link or for another one before it."""
+        press, counters = self.press, self._counters
+        if press.message is batch and press.stored == self._squeezer.stored:
+            counters.frames_sent += press.frames
+            counters.bytes_plain_sent += press.bytes_plain
+            counters.bytes_wire_sent += press.bytes_wire
+            return press.buffers
+        buffers: list[Payload] = []
+        self._buffers = buffers
+        frames, plain, wire = (
+            counters.frames_sent,
+            counters.bytes_plain_sent,
+            counters.bytes_wire_sent,
+        )
+        try:
+            self._batch(batch)
+        except (struct.error, ValueError, KeyError) as error:
+            raise LocalProtocolError(f"A Batch cannot be put into a frame: {error}.") from error
+        press.message, press.buffers, press.stored = batch, buffers, self._squeezer.stored
+        press.frames = counters.frames_sent - frames
+        press.bytes_plain = counters.bytes_plain_sent - plain
+        press.bytes_wire = counters.bytes_wire_sent - wire
+        return buffers
+
     # --- one method per hot message ---------------------------------------------------------
 
     def _ack(self, ack: m.Ack) -> None:
-        self._empty_frame(FrameType.ACK, ack.epoch, ack.applied, ack.durable)
+        epoch, applied, durable = ack
+        head = _pack_head(MAGIC, VERSION, _ACK, 0, 0, epoch, applied, durable, 0, 0, 0, 0)
+        self._buffers.append(head + _pack_u32(xxh3_64_intdigest(head) & 0xFFFFFFFF))
+        counters = self._counters
+        counters.frames_sent += 1
+        counters.bytes_plain_sent += HEADER.size
+        counters.bytes_wire_sent += HEADER.size
 
     def _batch(self, batch: m.Batch) -> None:
         first = batch.first
@@ -152,9 +213,7 @@ class Encoder:
                 elif data or kind not in OP_KINDS:
                     raise ValueError(f"operation kind {kind} with {len(data)} bytes")
                 table += _pack_op(kind, offset, length)
-            self._frame(
-                FrameType.BATCH, batch.epoch, first, batch.commit, len(ops), table, pieces, size
-            )
+            self._frame(_BATCH, batch.epoch, first, batch.commit, len(ops), table, pieces, size)
             first = Sequence(first + len(ops))
 
     def _requests(self, message: m.Requests) -> None:
@@ -212,12 +271,19 @@ class Encoder:
 
     # --- frames -----------------------------------------------------------------------------
 
-    def _split(self, items: SequenceOf[Any], entry_size: int) -> Iterator[SequenceOf[Any]]:
-        """Yield runs of `items` that fit a frame each; one empty run when there are none."""
-        total = sum(len(item[-1]) for item in items) + entry_size * len(items)
-        if (total <= self._batch_bytes_max and len(items) <= ITEMS_MAX) or len(items) == 1:
-            yield items
-            return
+    def _split(self, items: SequenceOf[Any], entry_size: int) -> Iterable[SequenceOf[Any]]:
+        """Return runs of `items` that fit a frame each; one empty run when there are none."""
+        count = len(items)
+        if count == 1:
+            return (items,)
+        total = entry_size * count
+        for item in items:
+            total += len(item[-1])
+        if total <= self._batch_bytes_max and count <= ITEMS_MAX:
+            return (items,)
+        return self._runs(items, entry_size)
+
+    def _runs(self, items: SequenceOf[Any], entry_size: int) -> Iterator[SequenceOf[Any]]:
         begin = size = 0
         for index, item in enumerate(items):
             item_size = len(item[-1]) + entry_size
@@ -228,15 +294,6 @@ class Encoder:
                 begin, size = index, 0
             size += item_size
         yield items[begin:]
-
-    def _empty_frame(self, kind: int, epoch: int, first: int, mark: int) -> None:
-        head = _pack_header(MAGIC, VERSION, kind, 0, 0, epoch, first, mark, 0, 0, 0, 0, 0)
-        head = head[:HEADER_CHECKED_BYTES]
-        self._buffers.append(head + _pack_u32(xxh3_64_intdigest(head) & 0xFFFFFFFF))
-        counters = self._counters
-        counters.frames_sent += 1
-        counters.bytes_plain_sent += HEADER.size
-        counters.bytes_wire_sent += HEADER.size
 
     def _frame(
         self,
@@ -274,21 +331,9 @@ class Encoder:
             for piece in pieces:
                 digest.update(piece)
             checksum = digest.intdigest()
-        head = _pack_header(
-            MAGIC,
-            VERSION,
-            kind,
-            stored,
-            0,
-            epoch,
-            first,
-            mark,
-            count,
-            stored_size,
-            size,
-            checksum,
-            0,
-        )[:HEADER_CHECKED_BYTES]
+        head = _pack_head(
+            MAGIC, VERSION, kind, stored, 0, epoch, first, mark, count, stored_size, size, checksum
+        )
         head += _pack_u32(xxh3_64_intdigest(head) & 0xFFFFFFFF)
         if len(table) <= HEAD_BYTES_MAX:
             self._buffers.append(head + table)

@@ -25,7 +25,7 @@ from holdfast_transport_tcp import preface
 from holdfast_transport_tcp.compression import Codec, Squeezer
 from holdfast_transport_tcp.counters import Counters
 from holdfast_transport_tcp.decoder import Decoder, OtherVersionError
-from holdfast_transport_tcp.encoder import Encoder
+from holdfast_transport_tcp.encoder import Encoder, Press
 from holdfast_transport_tcp.layout import HELLO_BYTES_MAX, PREFACE_BYTES_MAX
 from holdfast_transport_tcp.options import TcpOptions
 from holdfast_transport_tcp.preface import Preface, Welcome
@@ -45,6 +45,7 @@ class Room(Protocol):
     node: str
     counters: Counters
     shelf: Shelf
+    press: Press
 
     def codec(self, name: str) -> Codec | None:
         """Return the codec of a negotiated name, one for all links; None for `none`."""
@@ -87,7 +88,10 @@ class TcpLink(asyncio.BufferedProtocol):
     def __init__(self, room: Room, limits: tuple[int, ...]) -> None:
         self._room = room
         self._inbox = Inbox(room.shelf)
-        self._encoder = Encoder(room.counters, batch_bytes_max=room.options.frame_bytes_max)
+        self._press = room.press
+        self._encoder = Encoder(
+            room.counters, batch_bytes_max=room.options.frame_bytes_max, press=room.press
+        )
         self._decoder = Decoder(self._inbox, room.counters, limits=limits)
         self._transport: asyncio.Transport | None = None
         self._handler: LinkHandler | None = None
@@ -186,6 +190,8 @@ class TcpLink(asyncio.BufferedProtocol):
         if not self._open:
             self._inbox.clear()
             return
+        if self._press.message is not None:
+            self._press.empty()
         messages: list[Any] = []
         error: RemoteProtocolError | None = None
         try:

@@ -36,11 +36,26 @@ def is_free(slab: bytearray) -> bool:
 
 
 class Shelf:
-    """The slabs of one transport that no link is receiving into, some of them still looked at."""
+    """The slabs of one transport that no link is receiving into, some of them still looked at.
+
+    A link that goes on receiving keeps its slab; `collect` takes back those of links that do not, so
+    that a thousand idle links hold none.
+    """
 
     def __init__(self) -> None:
         self._slabs: list[bytearray] = []
         self._bytes = 0
+        self.lent: set[Inbox] = set()
+        """Who holds a slab."""
+
+    def collect(self) -> bool:
+        """Take back slabs from which everything was read before the last call; whether any is out."""
+        for inbox in tuple(self.lent):
+            if inbox.start < inbox.end or not inbox.is_resting:
+                inbox.is_resting = True
+            else:
+                inbox.clear()
+        return bool(self.lent)
 
     def take(self, size: int) -> bytearray:
         """Return a slab of at least `size` bytes that nobody looks at; its contents are old.
@@ -71,12 +86,11 @@ class Shelf:
 class Inbox:
     """The bytes that one link has received and not yet turned into frames.
 
-    A link without unread bytes has no slab, so that a thousand idle links hold none.
-
-    Invariant: `0 <= start <= end <= len(slab)`; the bytes between are the unread ones.
+    Invariant: `0 <= start <= end <= len(slab)`; the bytes between are the unread ones. Nobody looks
+    at what is behind `end`, so that receiving goes on there while earlier frames are still in use.
     """
 
-    __slots__ = ("_shelf", "_size", "end", "needed", "slab", "start")
+    __slots__ = ("_shelf", "_size", "end", "is_resting", "needed", "slab", "start")
 
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
@@ -86,27 +100,26 @@ class Inbox:
         self.end = 0
         self.needed = 0
         """Length of the frame that begins at `start`, once its header is known, else 0."""
+        self.is_resting = False
+        """Nothing was received since the shelf looked last."""
 
     def buffer(self) -> memoryview:
         """Return where the next bytes go: room for the rest of the frame, or as much as there is."""
-        size = len(self.slab)
+        self.is_resting = False
+        slab = self.slab
+        size = len(slab)
         if not size:
-            self.slab = self._shelf.take(self._size)
+            self._shelf.lent.add(self)
+            slab = self.slab = self._shelf.take(self._size)
         elif size - self.end < ROOM_BYTES_MIN or self.start + self.needed > size:
             self._turn_over()
-        return memoryview(self.slab)[self.end :]
-
-    def read_up_to(self, start: int, needed: int) -> None:
-        """Take note that the bytes before `start` are read and what the frame there needs."""
-        if start == self.end:
-            self.clear()
-        else:
-            self.start = start
-            self.needed = needed
+            slab = self.slab
+        return memoryview(slab)[self.end :]
 
     def clear(self) -> None:
         """Forget what is unread and give the slab back; whoever looks at it keeps it as it is."""
         if self.slab:
+            self._shelf.lent.discard(self)
             self._shelf.put(self.slab)
             self.slab = bytearray()
         self.start = self.end = self.needed = 0

@@ -21,12 +21,15 @@ from holdfast.interfaces.transport import Accept, LinkHandler
 from holdfast.messages import Hello
 from holdfast_transport_tcp.compression import Codec, codec_named
 from holdfast_transport_tcp.counters import Counters
+from holdfast_transport_tcp.encoder import Press
 from holdfast_transport_tcp.heap import keep_warm
 from holdfast_transport_tcp.link import AcceptedLink, ConnectingLink, TcpLink
 from holdfast_transport_tcp.options import TcpOptions
 from holdfast_transport_tcp.slab import Shelf
 
 BACKLOG = 1024
+COLLECT_S = 1.0
+"""A link that has received nothing for once to twice this gives its slab back."""
 """After a node's restart all its peers connect within a second."""
 
 
@@ -105,6 +108,8 @@ class TcpTransport:
         self.node = node
         self.counters = Counters()
         self.shelf = Shelf()
+        self.press = Press()
+        self._collecting: asyncio.TimerHandle | None = None
         self._links: set[TcpLink] = set()
         self._listeners: list[TcpListener] = []
         self._codecs: dict[str, Codec | None] = {}
@@ -189,12 +194,22 @@ class TcpTransport:
         """Take note of a connection, and make the kernel notice when its peer dies."""
         self._links.add(link)
         self.counters.connections_open += 1
+        if self._collecting is None:
+            self._collect()
         link.configure_socket(self.options.keepalive_s)
 
     def left(self, link: TcpLink) -> None:
         """Take note that a connection is gone."""
         self._links.discard(link)
         self.counters.connections_open -= 1
+
+    def _collect(self) -> None:
+        """Take slabs back from links that have fallen silent, as long as there are links."""
+        self._collecting = None
+        self.shelf.collect()
+        if self._links:
+            loop = asyncio.get_running_loop()
+            self._collecting = loop.call_later(COLLECT_S, self._collect)
 
     def metrics(self) -> Mapping[str, float]:
         """Return the counters; see `Counters`."""
@@ -203,6 +218,8 @@ class TcpTransport:
     async def aclose(self) -> None:
         """Abort every link and stop every listener."""
         listeners, self._listeners = self._listeners, []
+        if self._collecting is not None:
+            self._collecting.cancel()
         for link in tuple(self._links):
             link.abort()
         for listener in listeners:

@@ -41,6 +41,13 @@ class DataFile:
         run: list[Payload] = []
         start = end = -1
         try:
+            if len(ops) == 1 and ops[0][0] in _WRITES:
+                _, offset, length, data = ops[0]
+                if os.pwrite(fd, data, offset) != length:
+                    files.write_all(
+                        fd, data, offset
+                    )  # A full disk, as like as not; it will say so.
+                return
             for kind, offset, length, data in ops:
                 if kind in _WRITES:
                     if offset == end and len(run) < files.IOV_MAX:

@@ -52,8 +52,10 @@ class ChunkHashes:
 
     def note(self, ops: Sequence[Op]) -> None:
         """Note what `ops` touched, after they were done, or may have been done in part."""
-        self._notes.extend([(op[1], op[2]) for op in ops])
-        if len(self._notes) > _NOTES_MAX and self._lock.acquire(blocking=False):
+        notes = self._notes
+        for _, offset, length, _ in ops:
+            notes.append((offset, length))
+        if len(notes) > _NOTES_MAX and self._lock.acquire(blocking=False):
             # Else someone looks at hashes right now and takes the notes himself.
             try:
                 self._take_notes()

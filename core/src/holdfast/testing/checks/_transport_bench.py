@@ -221,14 +221,12 @@ def settled_form(message: Message) -> Any:
     """Return `message` with lists as tuples and views as bytes, so that equal contents are equal."""
     match message:
         case Batch(ops=ops):
-            return attrs.evolve(message, ops=tuple(op._replace(data=bytes(op.data)) for op in ops))
+            return message._replace(ops=tuple(op._replace(data=bytes(op.data)) for op in ops))
         case Requests(requests=requests):
             bare = tuple(r._replace(data=bytes(r.data)) for r in requests)
-            return attrs.evolve(message, requests=bare)
+            return message._replace(requests=bare)
         case Replies(replies=replies):
-            return attrs.evolve(
-                message, replies=tuple(r._replace(data=bytes(r.data)) for r in replies)
-            )
+            return message._replace(replies=tuple(r._replace(data=bytes(r.data)) for r in replies))
         case ReadAnswer(data=data):
             return attrs.evolve(message, data=bytes(data))
         case _:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import random
 
-import attrs
-
 from holdfast.messages import Ack, Batch, Replies, Reply, Request, RequestKind, Requests
 from holdfast.testing.checks import expect
 from holdfast.testing.checks._transport_bench import (
@@ -148,7 +146,7 @@ async def check_payloads_stay_valid_while_held(subject: Subject) -> None:
                 message = pair.at_far.messages[index]
                 assert isinstance(message, Batch)
                 copied = [op._replace(data=bytes(op.data)) for op in message.ops]
-                pair.at_far.messages[index] = attrs.evolve(message, ops=copied)
+                pair.at_far.messages[index] = message._replace(ops=copied)
         # Nor by what arrives while the link is being closed. The small writes come one by one, so
         # that the buffer in use at the end holds some of them and has room behind.
         small = []

@@ -179,6 +179,13 @@ class Client:
     def _think(self) -> float:
         return self.process.world.rng.expovariate(1.0 / self.load.think_s)
 
+    def submit(self, requests: list[Request]) -> None:
+        """Hand requests to the session, and what it makes of them to the link."""
+        assert self.session is not None
+        message = self.session.submit(requests, self._now())
+        if message is not None:
+            self._do([consumer.Tell((message,))])
+
     def _ask(self) -> None:
         world = self.process.world
         if world.load_on:
@@ -188,7 +195,7 @@ class Client:
                 count = min(room, world.rng.choice((1, 1, 1, 2, 4, 8)))
                 requests = [r for r in (self._draw() for _ in range(count)) if r is not None]
                 if requests and session.phase is not SessionPhase.CLOSED:
-                    self._do(session.submit(requests, self._now()))
+                    self.submit(requests)
             world.after(self._think(), self.process.run, self._ask)
 
     def _draw(self) -> Request | None:
