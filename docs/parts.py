@@ -101,7 +101,9 @@ def messages() -> str:
 
 
 def _fields(cls: type[Any]) -> str:
-    return ", ".join(f"`{field.name}`" for field in attrs.fields(cls))
+    # The messages of the hot path are named tuples.
+    names = getattr(cls, "_fields", None) or [field.name for field in attrs.fields(cls)]
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def operations() -> str:
