@@ -4,6 +4,7 @@
 #   make test             set up, check and test everything (what CI runs)
 #   make lint             only the checks: ruff, mypy, codespell
 #   make bench            compare with nbdkit and QEMU on this machine; BENCH="--rounds 5" passes options
+#   make crash SEEDS=200  what power losses may leave of a copy, thoroughly
 #   make soak MINUTES=30  random faults under a checking writer
 #   make clean            remove the environment and all caches
 #
@@ -13,10 +14,11 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lint-rules lint-format lint-types lint-words bench soak setup tools clean
+.PHONY: help demo test lint lint-rules lint-format lint-types lint-words bench crash soak setup tools clean
 
 VENV ?= .venv
 MINUTES ?= 10
+SEEDS ?= 200
 BENCH ?=
 PYTEST ?=
 CHECKED := core plugins tests benchmarks conftest.py
@@ -84,6 +86,10 @@ test: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks $(BENCH)
+
+crash: setup
+	$(BIN)/python -m tests.crash --seeds $(SEEDS)
+	$(BIN)/python -m tests.crash --seeds $(SEEDS) --mistakes
 
 soak: setup
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)

@@ -162,7 +162,6 @@ def delete_copy(directory: Path) -> None:
     with contextlib.ExitStack() as undo, files.errors_named(str(directory)):
         if directory.exists():
             lock = _lock(directory, undo)
-            undo.callback(os.close, lock)
             files.port.rmtree(gone, ignore_errors=True)
             files.port.rename(directory, gone)
             undo.pop_all()
