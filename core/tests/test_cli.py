@@ -100,7 +100,7 @@ def test_the_uri_is_that_of_the_node_asked_for_in_use_or_primary(
     holdfast: Command, service: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     down: set[str] = set()
-    monkeypatch.setattr("holdfast.cli.volume._listens", lambda address: address not in down)
+    monkeypatch.setattr("holdfast.cli.addressing._listens", lambda address: address not in down)
     holdfast("volume", "create", "a b", "--size", "1MiB")
     assert holdfast("volume", "url", "a b").out == "nbd://127.0.0.1:10809/a%20b\n"
     service.held["a b"]["attached"] = "n3"

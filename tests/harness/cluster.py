@@ -326,7 +326,7 @@ class RunningCluster:
         with choosing():
             for node in LocalCluster.create(self.dir, count=self.nodes, extra=extra).nodes:
                 text = node.config.read_text()
-                for key in (r"^(port = )\d+", r'^(listen = "127.0.0.1:)\d+'):
+                for key in (r"^(port = )[1-9]\d*", r'^(listen = "127.0.0.1:)[1-9]\d*'):
                     port = free_port(min(taken), taken)
                     text, count = re.subn(key, rf"\g<1>{port}", text, flags=re.MULTILINE)
                     assert count == 1, text

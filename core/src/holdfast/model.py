@@ -66,6 +66,9 @@ class VolumeSpec:
     policy: str = "hard"
     policy_options: Mapping[str, Any] = attrs.field(factory=dict)
     transport: str = "tcp"
+    """What carries its replication from the primary to the other copies."""
+    transports: Mapping[str, str] = attrs.field(factory=dict)
+    """Node name to transport, for copies that are reached by another one."""
     shared: bool = False
     """Lifts R11 (one writer) for cluster file systems."""
     hash_key: str = ""
@@ -75,6 +78,10 @@ class VolumeSpec:
     created_at: float = 0.0
     deleting: bool = False
     labels: Mapping[str, str] = attrs.field(factory=dict)
+
+    def transport_to(self, node: str) -> str:
+        """Return the transport by which a primary reaches the copy on `node`."""
+        return self.transports.get(node, self.transport)
 
     def to_bytes(self) -> bytes:
         """Return canonical JSON."""
@@ -208,7 +215,7 @@ class NodeRecord:
 
     name: NodeName
     address: str
-    """`host:port` of its transport listener."""
+    """`host:port` of the listener of its own transport, which carries sessions and heartbeats."""
     session: str
     """Id of its lease in the state store; empty once it has stopped in order."""
     process: str = ""
@@ -226,6 +233,8 @@ class NodeRecord:
     """Its copies are to move to other nodes; cordoned as well."""
     compute_only: bool = False
     labels: Mapping[str, str] = attrs.field(factory=dict)
+    transports: Mapping[str, str] = attrs.field(factory=dict)
+    """Every transport that it runs, by name, to `host:port`; volumes choose among them."""
     frontends: Mapping[str, str] = attrs.field(factory=dict)
     """Frontend name to `host:port`."""
     version: str = ""

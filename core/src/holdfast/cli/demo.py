@@ -325,7 +325,7 @@ class _Demo:
         return self._context.client()
 
     def _uri(self, client: ControlClient, node: str) -> str:
-        from holdfast.cli.volume import nbd_uri
+        from holdfast.cli.addressing import nbd_uri
 
         return nbd_uri(client, VOLUME, node)
 

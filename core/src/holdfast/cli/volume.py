@@ -6,16 +6,15 @@ What moves bytes (import, export, verify) is in `volume_data.py`, what moves cop
 
 from __future__ import annotations
 
-import socket
 import time
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import typer
 
 from holdfast.cli import volume_admin, volume_data
+from holdfast.cli.addressing import transports_in, uri_of
 from holdfast.cli.context import Context, here, pairs, put, put_json, put_json_line, warn
-from holdfast.errors import NotFoundError, UnavailableError, UsageError
+from holdfast.errors import UnavailableError, UsageError
 from holdfast.node.control_client import ControlClient, Json
 from holdfast.sync.placement import SPREAD_LABEL
 from holdfast.units import format_size, parse_size
@@ -68,6 +67,16 @@ MissingTimeout = Annotated[
     ),
 ]
 
+Transports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--transport",
+        metavar="[NODE=]NAME",
+        help="What carries the replication, or that to the copy on one node; repeat.",
+        show_default="the nodes' own",
+    ),
+]
+
 POLL_S = 0.2
 """How often a status is asked for while somebody waits for it."""
 
@@ -92,6 +101,7 @@ def create(
         ),
     ] = None,
     missing: MissingTimeout = None,
+    transport: Transports = None,
     shared: Annotated[
         bool,
         typer.Option("--shared", help="Let several nodes write at once (cluster file systems)."),
@@ -125,6 +135,7 @@ def create(
         member_missing_timeout_s=missing,
         shared=shared or None,
         primary_node=node,
+        **transports_in(transport),
     )
     for warning in warnings:
         warn(warning)
@@ -185,6 +196,7 @@ def change(
     settings: Settings = None,
     label: Labels = None,
     missing: MissingTimeout = None,
+    transport: Transports = None,
 ) -> None:
     """Change what is declared of a volume, while it is in use.
 
@@ -197,6 +209,7 @@ def change(
         "policy_options": pairs(settings, "--set") if settings else None,
         "labels": pairs(label, "--label") if label else None,
         "member_missing_timeout_s": missing,
+        **transports_in(transport),
     }
     if all(value is None for value in changes.values()):
         raise UsageError("Nothing is to be changed.", hint="See `holdfast volume set -h`.")
@@ -237,10 +250,13 @@ def url(
             show_default="the one that uses it, or its primary's",
         ),
     ] = None,
+    frontend: Annotated[
+        str, typer.Option("--frontend", "-f", metavar="NAME", help="Such as nbd or nvme-tcp.")
+    ] = "nbd",
 ) -> None:
-    """Print the NBD URI of a volume, for qemu, nbdcopy, nbd-client, fio and the like."""
+    """Print the URI of a volume: for qemu, nbdcopy, fio and the like, or another frontend's."""
     context = here(ctx)
-    uri = nbd_uri(context.client(), name, node)
+    uri = uri_of(context, name, frontend, node)
     if context.json:
         put_json({"name": name, "uri": uri})
     else:
@@ -347,41 +363,6 @@ def _again(context: Context, client: ControlClient, name: str) -> tuple[ControlC
     except UnavailableError:
         client = context.client()
         return client, client.volume(name)
-
-
-def nbd_uri(client: ControlClient, name: str, node: str | None = None) -> str:
-    """Return the NBD URI at which `node`, or the most fitting one, serves a volume.
-
-    Raises:
-        NotFoundError: No such volume or node.
-        UnavailableError: The node does not run, or serves no NBD.
-    """
-    status = client.volume(name)
-    nodes = {each["name"]: each for each in client.nodes()}
-    if node is not None and node not in nodes:
-        raise NotFoundError(
-            f"The cluster has no node {node!r}.", hint=f"Its nodes are {', '.join(sorted(nodes))}."
-        )
-    living = [each for each in nodes if nodes[each]["alive"]]
-    wanted = [node] if node is not None else [status["attached"], status["primary"], *living]
-    for each in wanted:
-        address = nodes[each]["frontends"].get("nbd") if each in living else None
-        # The state store may take a node for alive for some seconds after it was killed.
-        if address and _listens(address):
-            return f"nbd://{address}/{quote(name, safe='')}"
-    raise UnavailableError(
-        f"Node {wanted[0]} does not serve NBD now." if node else "No node serves NBD now.",
-        hint="`holdfast status` shows which nodes run.",
-    )
-
-
-def _listens(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=1):
-            return True
-    except OSError:
-        return False
 
 
 def _size(text: str) -> int:

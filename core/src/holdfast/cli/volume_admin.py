@@ -126,7 +126,7 @@ def attach(
     """Make a volume a block device of this machine and print its path."""
     import anyio
 
-    from holdfast.cli.volume import nbd_uri
+    from holdfast.cli.addressing import nbd_uri
 
     context = here(ctx)
     uri = nbd_uri(context.client(), name, node)

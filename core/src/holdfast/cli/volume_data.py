@@ -55,7 +55,7 @@ def import_file(
     stable storage on the primary and every in-sync replica.
     """
     from holdfast.cli import render
-    from holdfast.cli.volume import nbd_uri
+    from holdfast.cli.addressing import nbd_uri
 
     context = here(ctx)
     uri = nbd_uri(context.client(), name, node)
@@ -92,7 +92,7 @@ def export_file(
     FILE appears complete or not at all.
     """
     from holdfast.cli import render
-    from holdfast.cli.volume import nbd_uri
+    from holdfast.cli.addressing import nbd_uri
 
     context = here(ctx)
     uri = nbd_uri(context.client(), name, node)

@@ -59,6 +59,8 @@ LoadDriver = Callable[[str, str], Any]
 
 DEFAULT_DRIVERS: Mapping[str, str] = {"state": "sqlite", "transport": "tcp"}
 """The driver of each kind of which a node has exactly one."""
+FURTHER = "also"
+"""The key of `[transport]` that names drivers to run beside the node's own."""
 DEFAULT_FRONTENDS: Collection[str] = ("nbd",)
 """Frontends that run unless their section says `enabled = false`."""
 
@@ -83,6 +85,9 @@ class Config:
     control: ControlOptions
     state: Chosen
     transport: Chosen
+    """The node's own."""
+    transports: Mapping[str, Chosen]
+    """By name; its own, and those that `also` names."""
     volumes: VolumeDefaults
     frontends: Mapping[str, Chosen]
     """By name; only those that are to run."""
@@ -199,6 +204,10 @@ def _values(config: Config) -> Iterator[tuple[str, Any]]:
         chosen: Chosen = getattr(config, kind)
         yield f"{kind}.driver", chosen.name
         yield from _section(f"{kind}.{chosen.name}", chosen.options)
+    further = [name for name in config.transports if name != config.transport.name]
+    yield f"transport.{FURTHER}", further
+    for name in further:
+        yield from _section(f"transport.{name}", config.transports[name].options)
     for name, chosen in config.frontends.items():
         yield f"frontend.{name}.enabled", True
         yield from _section(f"frontend.{name}", chosen.options)
@@ -232,7 +241,8 @@ class _Reader:
             node=self._own("node", NodeOptions),
             control=self._own("control", ControlOptions),
             state=self._chosen("state"),
-            transport=self._chosen("transport"),
+            transport=(transport := self._chosen("transport")),
+            transports={transport.name: transport, **self._further(transport.name)},
             volumes=self._volumes(volumes),
             frontends=self._frontends(),
             policies=self._policies(),
@@ -290,7 +300,7 @@ class _Reader:
         else:
             driver = self._load(kind, name)
         for key, value in table.items():
-            if key in {"driver", name}:
+            if key in {"driver", name} or (kind == "transport" and key == FURTHER):
                 continue
             if not isinstance(value, Mapping):
                 raise self._misplaced(key, name, driver, where)
@@ -298,6 +308,25 @@ class _Reader:
             self._options(self._driver(kind, key, where.key(key)), value, where.key(key))
         section = self._table(table, name, where)
         return Chosen(name, driver, self._options(driver, section, where.key(name)))
+
+    def _further(self, own: str) -> dict[str, Chosen]:
+        """Read `also` of `[transport]`: the drivers that run beside the node's own."""
+        where = self._where.key("transport")
+        table = self._table(self._content, "transport", self._where)
+        names = table.get(FURTHER, [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"{where.key(FURTHER)} is {names!r}; it must be a list of strings.")
+        chosen = {}
+        for name in names:
+            if name == own:
+                raise ConfigError(
+                    f"{where.key(FURTHER)} names {name!r}, which is the node's own transport.",
+                    hint="Leave it out.",
+                )
+            driver = self._driver("transport", name, where.key(FURTHER))
+            section = self._table(table, name, where)
+            chosen[name] = Chosen(name, driver, self._options(driver, section, where.key(name)))
+        return chosen
 
     def _frontends(self) -> dict[str, Chosen]:
         where = self._where.key("frontend")

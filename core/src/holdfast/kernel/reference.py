@@ -11,7 +11,7 @@ from typing import Any
 
 from holdfast.errors import DriverError
 from holdfast.kernel import registry
-from holdfast.kernel.config import DEFAULT_DRIVERS, DEFAULT_FRONTENDS
+from holdfast.kernel.config import DEFAULT_DRIVERS, DEFAULT_FRONTENDS, FURTHER
 from holdfast.kernel.schema import OptionInfo, describe_options, listed
 from holdfast.kernel.sections import SECTIONS
 from holdfast.units import KIB, format_size
@@ -70,13 +70,18 @@ _NOTES = {
     "frontend": "",
 }
 
+_ALSO = (
+    f"| `{FURTHER}` | list of strings | `[]` | Further transports that this node runs, for volumes"
+    " that choose them. |\n"
+)
+
 
 def _choice(kind: str, names: list[str]) -> str:
     listed = ", ".join(f"`{name}`" for name in names)
     return (
         f"## `[{kind}]`\n\n| key | type | default | |\n|---|---|---|---|\n"
         f'| `driver` | string | `"{DEFAULT_DRIVERS[kind]}"` | Which {kind} driver is used.'
-        f" Installed: {listed}. |\n"
+        f" Installed: {listed}. |\n" + (_ALSO if kind == "transport" else "")
     )
 
 

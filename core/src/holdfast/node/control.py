@@ -352,6 +352,8 @@ _JSON_TYPES: Mapping[str, type | tuple[type, ...]] = {
     "labels": dict,
     "primary_node": str,
     "member_missing_timeout_s": (int, float),
+    "transport": str,
+    "transports": dict,
 }
 
 

@@ -26,11 +26,12 @@ from holdfast.errors import (
     HoldfastError,
     StateConflictError,
     StateError,
+    UnavailableError,
 )
 from holdfast.interfaces.frontend import Frontend
 from holdfast.interfaces.state import NodeSession as StateSession
 from holdfast.interfaces.state import StateStore
-from holdfast.interfaces.transport import Link, LinkHandler, Transport
+from holdfast.interfaces.transport import Link, LinkHandler
 from holdfast.kernel.config import Config
 from holdfast.kernel.hooks import load_hooks
 from holdfast.local.host import Space
@@ -47,6 +48,7 @@ from holdfast.node.pump import Pump
 from holdfast.node.scrubbing import Scrubbing
 from holdfast.node.service_impl import Service
 from holdfast.node.tasks import Tasks
+from holdfast.node.transports import Transports
 from holdfast.node.volumes import Policies, Volumes
 from holdfast.sync import events as ev
 from holdfast.sync.peers import Peers, Timing
@@ -63,14 +65,14 @@ _log = logging.getLogger("holdfast.node")
 class Node:
     """One running node."""
 
-    def __init__(self, config: Config, store: StateStore, transport: Transport) -> None:
+    def __init__(self, config: Config, store: StateStore, transports: Transports) -> None:
         """Wire the rooms together; `run` brings them to life."""
         self.config = config
         self.name = NodeName(config.node.name)
         self.cluster = config.cluster.name
         self.process = uuid.uuid4().hex
         self.store = store
-        self.transport = transport
+        self.transports = transports
         self.ready = False
         self.started_at = time.time()
         self.stopping: asyncio.Event = asyncio.Event()
@@ -91,7 +93,7 @@ class Node:
             cluster=self.cluster,
             process=self.process,
             store=store,
-            transport=transport,
+            transport=transports.own,
             spawn=self.tasks.spawn,
             on_store_error=self._on_store_error,
             on_group=self._on_group,
@@ -119,7 +121,7 @@ class Node:
             directory=self.directory,
             peers=self.peers,
             policy_of=self.policies.of,
-            dial=self.consumer.dial,
+            dial=self._dial_copy,
             spawn=self.tasks.spawn,
             heard=self._kick,
             events=EventLog((data[0] if data else Path.cwd()) / "events", self.name),
@@ -149,6 +151,15 @@ class Node:
         if isinstance(hello, SessionOpen):
             return self.hosting.accept_session(link, hello)
         return self.heartbeats.accept(link, hello)
+
+    async def _dial_copy(self, node: NodeName, hello: Attach, handler: LinkHandler) -> Link:
+        """Open a replication link by the transport that the volume has chosen for that node."""
+        known = self.directory.nodes.get(node)
+        if known is None or not known.address:
+            raise UnavailableError(f"The address of node {node} is not known.")
+        spec = self.directory.specs.get(hello.volume)
+        name = self.transports.own_name if spec is None else spec.transport_to(node)
+        return await self.transports.connect(name, known, hello, handler)
 
     def _kick(self) -> None:
         self.heartbeats.kick()
@@ -189,11 +200,10 @@ class Node:
     async def run(self) -> int:
         """Run until stopped; return the exit code."""
         async with contextlib.AsyncExitStack() as stack:
-            listener = await self.transport.listen(self._accept)
-            stack.push_async_callback(listener.aclose)
+            address = await self.transports.listen(self._accept, stack)
             self._state_session = await self.store.open_session(self.name, SESSION_TTL_S)
             await self._recall()
-            await self._publish(listener.address, session=self.process)
+            await self._publish(address, session=self.process)
             await self.directory.prime()
             self.tasks.spawn(self._renew())
             self.tasks.spawn(self.directory.run())
@@ -208,14 +218,14 @@ class Node:
             for name, chosen in self.config.frontends.items():
                 self.frontends[name] = await chosen.driver.open(chosen.options, self.consumer)
                 stack.push_async_callback(self.frontends[name].aclose)
-            await self._publish(listener.address, session=self.process)
+            await self._publish(address, session=self.process)
             service = Service(self)
             async with serve_control(service, self._control_path()):
                 self.ready = True
-                _log.info("Node %s is ready at %s.", self.name, listener.address)
+                _log.info("Node %s is ready at %s.", self.name, address)
                 await self.stopping.wait()
                 self.ready = False
-                await self._stop(listener.address)
+                await self._stop(address)
         return 0 if self.failure is None else 70
 
     async def _stop(self, address: str) -> None:
@@ -284,6 +294,7 @@ class Node:
             draining=self.draining,
             compute_only=self.config.node.compute_only,
             labels=dict(self.config.node.labels),
+            transports=self.transports.addresses(self.config.node.advertise),
             frontends={name: frontend.address for name, frontend in self.frontends.items()},
             version=__version__,
             started_at=self.started_at,
@@ -321,17 +332,13 @@ class Node:
 async def _run(config: Config) -> int:
     store: StateStore = await config.state.driver.open(config.state.options)
     try:
-        transport: Transport = await config.transport.driver.open(
-            config.transport.options, config.cluster.name, config.node.name
-        )
-        try:
-            node = Node(config, store, transport)
+        async with contextlib.AsyncExitStack() as stack:
+            transports = await Transports.open(config, stack)
+            node = Node(config, store, transports)
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, node.request_stop)
             return await node.run()
-        finally:
-            await transport.aclose()
     finally:
         await store.aclose()
 

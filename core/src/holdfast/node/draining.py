@@ -57,6 +57,7 @@ def drain_plan(
                 taken={m.node for m in record.members},
                 spread=spec.labels.get(SPREAD_LABEL, ""),
                 apart_from={m.node for m in others},
+                transport_to=spec.transport_to,
             )
             step["copy_to"] = placed.node
             if placed.node is None:

@@ -26,7 +26,7 @@ from holdfast.local.copy_store import (
     read_superblock,
 )
 from holdfast.local.host import Space, boot_id, space_of
-from holdfast.messages import Attach, Hello, Refused, SessionOpen
+from holdfast.messages import Attach, Refused, SessionOpen
 from holdfast.model import CopyState, GroupRecord, Member, VolumeSpec
 from holdfast.node.directory import Directory
 from holdfast.node.eventlog import EventLog
@@ -44,7 +44,7 @@ REOPEN_S = 5.0
 COPIES = "copies"
 _log = logging.getLogger("holdfast.node")
 
-Dial = Callable[[NodeName, Hello, LinkHandler], Coroutine[Any, Any, Link]]
+Dial = Callable[[NodeName, Attach, LinkHandler], Coroutine[Any, Any, Link]]
 
 
 class Hosting:
@@ -159,7 +159,7 @@ class Hosting:
         """A watch has told a specification."""
         pump = self.pumps.get(spec.id)
         if pump is not None:
-            pump.feed(ev.SpecSeen(spec))
+            pump.on_spec(spec)
 
     def on_nodes(self) -> None:
         """The nodes that live have changed."""

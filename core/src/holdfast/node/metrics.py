@@ -17,8 +17,9 @@ def samples_of(node: Node) -> list[Sample]:
         Sample("holdfast_primaries", sum(p.is_primary for p in node.hosting.pumps.values())),
     ]
     samples += [
-        Sample(f"holdfast_transport_{name}_total", value)
-        for name, value in node.transport.metrics().items()
+        Sample(f"holdfast_transport_{key}_total", value, {"transport": name})
+        for name, counters in node.transports.metrics().items()
+        for key, value in counters.items()
     ]
     for name, frontend in node.frontends.items():
         samples += [

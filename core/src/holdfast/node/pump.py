@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from holdfast.errors import CopyError, HoldfastError, StateConflictError, StateError
 from holdfast.interfaces.copy import CopyStore
 from holdfast.messages import Attach, Message, Replies
-from holdfast.model import GroupRecord
+from holdfast.model import GroupRecord, VolumeSpec
 from holdfast.node.disk_work import DiskWork
 from holdfast.sync import events as ev
 from holdfast.sync.events import Event, Instant, LinkId
@@ -118,6 +118,8 @@ class Pump:
         """By token: who waits for a verification."""
         self._loop = asyncio.get_running_loop()
         self._links: dict[LinkId, Outlet] = {}
+        self._nodes: dict[LinkId, NodeName] = {}
+        """Where the links lead that this end has opened."""
         self._dialling: set[LinkId] = set()
         self._last_link = 0
         self._inbox: deque[Event] = deque()
@@ -181,7 +183,19 @@ class Pump:
         """Tell the member that a link is gone."""
         self._dialling.discard(link)
         self._links.pop(link, None)
+        self._nodes.pop(link, None)
         self.feed(ev.LinkLost(link, gone, sentence))
+
+    def on_spec(self, spec: VolumeSpec) -> None:
+        """Take a specification; links to copies that it reaches by another transport are opened anew."""
+        before = self.member.ctx.spec
+        self.feed(ev.SpecSeen(spec))
+        for link, node in list(self._nodes.items()):
+            if before.transport_to(node) != spec.transport_to(node):
+                outlet = self._links.get(link)
+                if outlet is not None:
+                    outlet.close("the volume has changed its transport")
+                    self.lost(link, "the volume has changed its transport")
 
     def accept(self, outlet: Outlet) -> LinkId:
         """Give a link that came from outside its id."""
@@ -218,6 +232,7 @@ class Pump:
     def _close_link(self, effect: ev.CloseLink) -> None:
         self._dialling.discard(effect.link)
         link = self._links.pop(effect.link, None)
+        self._nodes.pop(effect.link, None)
         if link is not None:
             link.close(effect.reason)
 
@@ -240,6 +255,7 @@ class Pump:
             if link in self._dialling:
                 self._dialling.discard(link)
                 self._links[link] = outlet
+                self._nodes[link] = effect.node
                 self.feed(ev.LinkOpened(link))
             else:
                 outlet.close("no longer wanted")

@@ -16,6 +16,8 @@ from holdfast.units import NodeName
 
 Json = dict[str, Any]
 """A JSON object."""
+VOLUME_IN_URI = "VOLUME"
+"""Stands for the name in the URIs that a node tells; names need no quoting."""
 
 
 @attrs.frozen
@@ -35,6 +37,10 @@ class VolumeRequest:
     """Where the first copy is to be; None lets placement choose."""
     member_missing_timeout_s: float | None = None
     """How long a lost copy is waited for before a replacement is made; 0 replaces at once."""
+    transport: str | None = None
+    """What carries the replication."""
+    transports: Mapping[str, str] = attrs.field(factory=dict)
+    """Node name to transport, for copies that are reached by another one."""
 
 
 @attrs.frozen
@@ -50,6 +56,9 @@ class VolumeChanges:
     shared: bool | None = None
     labels: Mapping[str, str] | None = None
     member_missing_timeout_s: float | None = None
+    transport: str | None = None
+    transports: Mapping[str, str] | None = None
+    """Merged into those in force; an empty one takes the choice for that node back."""
 
 
 @attrs.frozen
@@ -74,7 +83,8 @@ class NodeService(Protocol):
 
         Returns:
             At least `name`, `cluster`, `pid`, `version`, `ready` (it serves), `started_at` (Unix
-            seconds), `address`, `frontends` (name to `host:port`), `cordoned`, `copies`, `data`
+            seconds), `address`, `frontends` (name to `host:port`), `uris` (frontend name to the URI
+            of a volume called `VOLUME`), `transports` (name to `host:port`), `cordoned`, `copies`, `data`
             (directories), `capacity_bytes`, `free_bytes`.
         """
         ...

@@ -25,7 +25,7 @@ from holdfast.node.draining import drain_plan, refuse_to_lower
 from holdfast.node.explain import explain
 from holdfast.node.metrics import samples_of
 from holdfast.node.pump import Pump
-from holdfast.node.service import Json, Sample, VolumeChanges, VolumeRequest
+from holdfast.node.service import VOLUME_IN_URI, Json, Sample, VolumeChanges, VolumeRequest
 from holdfast.node.status import volume_status
 from holdfast.sync import events as ev
 from holdfast.sync.member import GroupMember
@@ -59,6 +59,11 @@ class Service:
             "started_at": node.started_at,
             "address": node.record.address,
             "frontends": dict(node.record.frontends),
+            "uris": {
+                name: frontend.uri(VOLUME_IN_URI, _host_of(frontend.address, node.record.address))
+                for name, frontend in node.frontends.items()
+            },
+            "transports": dict(node.record.transports),
             "cordoned": node.cordoned,
             "draining": node.draining,
             "copies": len(node.hosting.pumps),
@@ -81,6 +86,7 @@ class Service:
                     "alive": name in directory.alive,
                     "address": known.address,
                     "frontends": dict(known.frontends),
+                    "transports": dict(known.transports),
                     "cordoned": known.cordoned,
                     "draining": known.draining,
                     "compute_only": known.compute_only,
@@ -418,3 +424,11 @@ class Service:
 def _no_copy(name: str, node: NodeName) -> ConflictError:
     hint = f"`holdfast volume show {name}` lists the copies."
     return ConflictError(f"Node {node} has no in-sync copy of {name}.", hint=hint)
+
+
+def _host_of(listens: str, node: str) -> str:
+    """Return the host at which others reach what listens at `listens` on the node at `node`."""
+    host = listens.rpartition(":")[0].strip("[]")
+    if host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound.
+        return node.rpartition(":")[0].strip("[]")
+    return host

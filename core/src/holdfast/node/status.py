@@ -42,6 +42,8 @@ def volume_status(
         "declared_replicas": spec.replicas,
         "policy": spec.policy,
         "policy_options": dict(spec.policy_options),
+        "transport": spec.transport,
+        "transports": dict(spec.transports),
         "shared": spec.shared,
         "labels": dict(spec.labels),
         "member_missing_timeout_s": spec.member_missing_timeout_s,

@@ -26,7 +26,7 @@ from holdfast.model import CopyState, GroupRecord, Member, NodeRecord, VolumeSpe
 from holdfast.node.directory import Directory
 from holdfast.node.observing import Observing
 from holdfast.node.service import VolumeChanges, VolumeRequest
-from holdfast.sync.placement import place
+from holdfast.sync.placement import place, transport_refusal
 from holdfast.units import (
     BLOCK_BYTES,
     REPLICAS_MAX,
@@ -199,7 +199,8 @@ class Volumes:
             replicas=replicas,
             policy=policy,
             policy_options=options,
-            transport=self._transport,
+            transport=self._offered(request.transport or self._transport),
+            transports=self._by_node(request.transports),
             shared=request.shared,
             hash_key=secrets.token_hex(32),
             member_missing_timeout_s=_patience(
@@ -208,6 +209,41 @@ class Volumes:
             created_at=time.time(),
             labels=dict(request.labels),
         )
+
+    def _offered(self, transport: str) -> str:
+        """Return `transport`, which some node must run.
+
+        Raises:
+            UsageError: None does; lists those that are run.
+        """
+        run = {name for node in self._directory.alive.values() for name in node.transports}
+        if run and transport not in run:
+            raise UsageError(
+                f"No node runs the transport {transport!r}.",
+                hint=f"Nodes run {', '.join(sorted(run))}; `also` under [transport] adds others.",
+            )
+        return transport
+
+    def _by_node(self, transports: Mapping[str, str]) -> dict[str, str]:
+        """Return the transports of single copies, checked; an empty one takes a choice back.
+
+        Raises:
+            NotFoundError: There is no such node.
+            UsageError: The node does not run that transport.
+        """
+        chosen = {}
+        for name, transport in sorted(transports.items()):
+            node = self._directory.nodes.get(NodeName(name))
+            if node is None:
+                raise NotFoundError(
+                    f"The cluster has no node {name!r}.", hint="`holdfast node list` shows them."
+                )
+            why = transport_refusal(node, transport) if transport else ""
+            if why:
+                raise UsageError(f"Node {name} {why}.")
+            if transport:
+                chosen[name] = transport
+        return chosen
 
     def _place(self, spec: VolumeSpec, first: NodeName | None) -> list[NodeName]:
         """Choose a node for each copy; fewer when the cluster has not enough, but one at least."""
@@ -220,7 +256,7 @@ class Volumes:
                 )
             chosen.append(first)
         extra = {name: self._observing.score(spec, node) for name, node in alive.items()}
-        placed = place(alive, size_bytes=spec.size_bytes, taken=())
+        placed = place(alive, size_bytes=spec.size_bytes, taken=(), transport_to=spec.transport_to)
         while len(chosen) <= spec.replicas:
             placed = place(
                 _with_load(alive, self._directory.groups),
@@ -228,6 +264,7 @@ class Volumes:
                 taken=chosen,
                 spread=spec.labels.get("holdfast/spread", ""),
                 extra=extra,
+                transport_to=spec.transport_to,
             )
             if placed.node is None:
                 break
@@ -275,6 +312,10 @@ class Volumes:
             )
         return attrs.evolve(
             spec,
+            transport=spec.transport if not changes.transport else self._offered(changes.transport),
+            transports=spec.transports
+            if changes.transports is None
+            else self._by_node({**spec.transports, **changes.transports}),
             size_bytes=size,
             policy=policy,
             policy_options=options,

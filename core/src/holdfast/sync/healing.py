@@ -234,6 +234,7 @@ class Healing:
                 spread=ctx.spec.labels.get(SPREAD_LABEL, ""),
                 apart_from={m.node for m in record.members if m.copy not in going},
                 extra=self._extra_scores(),
+                transport_to=ctx.spec.transport_to,
             )
             if self.placement.node is None:
                 break

@@ -39,6 +39,7 @@ def place(
     apart_from: Collection[NodeName] | None = None,
     overcommit: float = 0.0,
     extra: Mapping[NodeName, float] | None = None,
+    transport_to: Callable[[NodeName], str] | None = None,
 ) -> Placement:
     """Choose a node for one more copy.
 
@@ -50,6 +51,7 @@ def place(
         apart_from: The nodes whose value of that label is to be avoided; None: those `taken`.
         overcommit: How far promised bytes may exceed the capacity; 0: not limited (thin).
         extra: Points of placement hooks, added to the score.
+        transport_to: The transport by which a copy on a node is to be reached; None: any.
 
     Returns:
         The choice with the reason for every node.
@@ -61,6 +63,8 @@ def place(
     for name in sorted(nodes):
         node = nodes[name]
         refusal = _refusal(node, size_bytes, taken, overcommit)
+        if not refusal and transport_to is not None:
+            refusal = transport_refusal(node, transport_to(name))
         if refusal:
             reasons[name] = refusal
             continue
@@ -77,6 +81,14 @@ def place(
         return Placement(None, reasons)
     reasons[best[1]] += ", chosen"
     return Placement(best[1], reasons)
+
+
+def transport_refusal(node: NodeRecord, transport: str) -> str:
+    """Return why a copy on `node` cannot be reached by `transport`, or an empty string."""
+    # A record without any was not written by a node of this version; it is not held against it.
+    if not node.transports or transport in node.transports:
+        return ""
+    return f"does not run the transport {transport}, only {', '.join(sorted(node.transports))}"
 
 
 def _refusal(
