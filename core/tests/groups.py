@@ -114,11 +114,15 @@ class Attached:
         """Whether a request has not been answered."""
         return all(r.id != request_id for r in self.replies)
 
-    def detach(self) -> None:
-        """Give the session up in order."""
+    def detach_at_once(self) -> None:
+        """Give the session up without waiting for the record to say so."""
         if self.client.session is not None:
             self.client._do(self.client.session.close())
         self.client.process.clients[VOLUME].remove(self.client)
+
+    def detach(self) -> None:
+        """Give the session up in order."""
+        self.detach_at_once()
         self.group.until(lambda: not self.group.record.attached_session, "the end of the session")
 
 

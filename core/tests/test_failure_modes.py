@@ -154,6 +154,30 @@ def test_read_only_is_left_by_a_new_attachment_alone(mode: str) -> None:
     assert group.content(replica).keys() == {0, 1, 2}
 
 
+def test_read_only_of_a_shared_volume_is_left_by_a_new_attachment_alone() -> None:
+    group = Group(2, "hard", grace_s=GRACE_S, nodes=4)
+    group.change(shared=True)
+    outside = next(node for node in group.world.machines if group.record.on_node(node) is None)
+    group.cordon(outside)
+    first, second = group.attach(outside), group.attach(group.primary_node)
+    assert first.write() == second.write(BLOCK_BYTES) == 0
+    victim = group.replica_nodes[0]
+    lose(group, 1, primary=False)
+    group.run(GRACE_S + SETTLE_S)
+    early = group.attach(outside)
+    assert first.write() == second.write() == early.write() == errno.EPERM
+    former = group.primary_node
+    second.detach_at_once()
+    group.kill(former)
+    group.until(lambda: group.serves and first.is_open, "a new primary")
+    group.start(victim, former)
+    group.until(lambda: len(group.record.in_sync) == 3, "everybody")
+    group.run(2.0)
+    assert first.write() == errno.EPERM, "it came back, which is no new attachment"
+    assert group.attach(outside).write() == 0
+    assert first.write() == 0
+
+
 def test_attaching_anew_while_replicas_are_missing_does_not_help() -> None:
     group = Group(1, "hard", grace_s=GRACE_S)
     replica = group.replica_nodes[0]

@@ -21,6 +21,7 @@ from typing import Self
 import attrs
 from tests.harness.cluster import RunningCluster
 
+from holdfast.errors import UnavailableError
 from holdfast.node import supervisor
 
 _NETWORKS = range(100, 200)
@@ -86,7 +87,14 @@ class NetworkedCluster(RunningCluster):
     def start(self, name: str) -> None:
         """Start a node in its namespace and return when it is ready."""
         with ThreadPoolExecutor(max_workers=1) as thread:
-            thread.submit(self._start_inside, name).result()
+            for patience in (True, True, False):
+                try:
+                    thread.submit(self._start_inside, name).result()
+                except UnavailableError:
+                    if not patience:  # A busy machine may take longer than an operator would.
+                        raise
+                else:
+                    return
 
     def _start_inside(self, name: str) -> None:
         """Move this thread, and so what it starts, into the node's namespace."""

@@ -106,7 +106,16 @@ class Attachments:
             self._holder_seen = now.mono
         for attachment in list(self.waiting.values()):
             hello = attachment.hello
-            if hello.read_only or self.ctx.spec.shared or _holds(current, hello):
+            if self.ctx.spec.shared and not hello.read_only:
+                # R11 is lifted. Sticky read-only is left by a new attachment all the same, and one
+                # that comes back after a failover is none.
+                lifted = record if hello.resume_generation else on_new(record)
+                if lifted.access is current.access:
+                    self._opened(attachment, max(1, current.attachment_generation), out)
+                else:
+                    generation = record.attachment_generation + 1
+                    record = attrs.evolve(lifted, attachment_generation=generation)
+            elif hello.read_only or _holds(current, hello):
                 self._opened(attachment, 0 if hello.read_only else current, out)
                 if _holds(current, hello):
                     self._holder_seen = now.mono
