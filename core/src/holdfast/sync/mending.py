@@ -21,7 +21,7 @@ from holdfast.messages import HashQuery, Op, OpKind, ReadQuery, Reply, Request
 from holdfast.sync.events import Effect, Instant, LinkId, SendReplies
 from holdfast.sync.leg import Leg, Phase
 from holdfast.sync.primary import PrimaryRole
-from holdfast.units import CHUNK_BYTES, CopyId
+from holdfast.units import CHUNK_BYTES, CopyId, format_size
 
 
 @frozen
@@ -178,9 +178,6 @@ class Mending:
             self._parts.append(data)
             self._failed.clear()
             self._told.discard(fetch.chunk)
-            node = ctx.record.member(fetch.source).node
-            sentence = f"Chunk {fetch.chunk} could not be read on {ctx.node}; {node} had it."
-            ctx.note("repaired", sentence, out)
         else:
             self._failed.add(fetch.source)
         self.advance(now, out)
@@ -194,6 +191,12 @@ class Mending:
             start = wanted.offset % CHUNK_BYTES
             data = b"".join(self._parts)[start : start + wanted.length]
             out.append(SendReplies(wanted.link, (Reply(wanted.request_id, 0, data),)))
+        ctx = primary.ctx
+        sentence = (
+            f"{format_size(wanted.length)} at {wanted.offset} could not be read on {ctx.node}; "
+            "another copy had them, and they were written anew."
+        )
+        ctx.note("repaired", sentence, out)
         self._drop()
         return True
 
