@@ -22,7 +22,7 @@ from holdfast.messages import DATA_LEVEL, Reply, Request, RequestKind, pack_exte
 from holdfast.sync import events as ev
 from holdfast.sync.events import Event, LinkId
 from holdfast.sync.hashlist import HASH_BYTES, chunk_hash, parse_key
-from holdfast.units import CHUNK_BYTES
+from holdfast.units import CHUNK_BYTES, KIB
 
 SLOW_S = 0.1
 """A page-cache operation that takes longer has met a stalling disk; a busy machine may take a
@@ -31,6 +31,10 @@ SLOW_FOR_S = 1.0
 """How long operations then stay off the loop."""
 WATCH_S = 0.5
 """How often a disk in use is asked whether it answers."""
+FLUSH_QUICK_S = 0.0002
+"""A flush that takes no longer costs less than handing it to a thread and back."""
+FLUSH_FEW_BYTES = 256 * KIB
+"""What may wait to be flushed for the last flush's time to be a measure of the next one's."""
 STALL_S = 1.0
 """A disk that has answered nothing for longer is stalled."""
 _EXTENTS = int(RequestKind.EXTENTS)
@@ -69,6 +73,10 @@ class DiskWork:
         self._running: dict[asyncio.Future[Any], float] = {}
         """What threads do that a disk answers at once if it answers at all, and since when."""
         self._in_threads = 0
+        self._flush_is_quick = False
+        """The last flush took no longer than `FLUSH_QUICK_S`."""
+        self._unflushed_bytes = 0
+        """Written since it began; counted only while it was quick."""
         self._used = False
         self._probing = False
         self._watch: asyncio.TimerHandle | None = None
@@ -112,6 +120,9 @@ class DiskWork:
         ended = _monotonic()
         if ended - began > SLOW_S:
             self._slow_until = ended + SLOW_FOR_S
+        if self._flush_is_quick:
+            for op in ops:
+                self._unflushed_bytes += op[2]
         self._feed(_new(ev.Applied, (through,)))
 
     def _apply_next(self) -> None:
@@ -171,8 +182,28 @@ class DiskWork:
         return Reply(request.id, 0, self._store.read(request.offset, request.length))
 
     def flush(self, effect: ev.FlushDisk) -> None:
-        """fdatasync, then `Flushed`."""
-        self._in_thread(self._store.flush, lambda _: self._feed(ev.Flushed(effect.token)))
+        """fdatasync, then `Flushed`: on the loop where the disk was seen to need no time for it."""
+        few = self._flush_is_quick and self._unflushed_bytes <= FLUSH_FEW_BYTES
+        self._unflushed_bytes = 0
+        if few and not self._is_slow(_monotonic()):
+            try:
+                took_s = self._flush()
+            except CopyError as error:
+                self._fail(error)
+                return
+            self._flushed(effect.token, took_s)
+        else:
+            self._in_thread(self._flush, partial(self._flushed, effect.token))
+
+    def _flush(self) -> float:
+        """Flush; return how many seconds it took."""
+        began = _monotonic()
+        self._store.flush()
+        return _monotonic() - began
+
+    def _flushed(self, token: int, took_s: float) -> None:
+        self._flush_is_quick = took_s <= FLUSH_QUICK_S
+        self._feed(ev.Flushed(token))
 
     def read(self, effect: ev.ReadDisk) -> None:
         """Read for a sync, then `ReadDone`."""

@@ -1,0 +1,83 @@
+"""Where the disk effects of a pump run: on the event loop or in a thread."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from holdfast.errors import CopyError
+from holdfast.local.copy_store import FileCopyStore, create_copy
+from holdfast.messages import Op, OpKind
+from holdfast.node import disk_work
+from holdfast.node.disk_work import FLUSH_FEW_BYTES, FLUSH_QUICK_S, DiskWork
+from holdfast.sync import events as ev
+from holdfast.sync.events import Event
+from holdfast.units import MIB, CopyId, Sequence, VolumeId
+
+pytestmark = pytest.mark.anyio
+
+
+class Flushes:
+    """The flushes of a store: in which thread each ran, on a clock that only they advance."""
+
+    def __init__(self, store: FileCopyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.on_loop: list[bool] = []
+        self.takes_s = 0.0
+        self._now = 0.0
+        self._loop_thread = threading.get_ident()
+        monkeypatch.setattr(store, "flush", self._flush)
+        monkeypatch.setattr(disk_work, "_monotonic", lambda: self._now)
+
+    def _flush(self) -> None:
+        self.on_loop.append(threading.get_ident() == self._loop_thread)
+        self._now += self.takes_s
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[FileCopyStore]:
+    store = create_copy(
+        tmp_path / "copy",
+        cluster="c",
+        volume=VolumeId("v" * 32),
+        copy=CopyId("c" * 32),
+        size_bytes=4 * MIB,
+        hash_key="00" * 32,
+        boot="b",
+    )
+    yield store
+    store.close()
+
+
+async def test_a_flush_runs_on_the_loop_only_where_flushes_take_no_time(
+    store: FileCopyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushes = Flushes(store, monkeypatch)
+    events: asyncio.Queue[Event] = asyncio.Queue()
+    failures: list[CopyError] = []
+    store.mark_regions([0])
+    with ThreadPoolExecutor(1) as executor:
+        work = DiskWork(store, executor, events.put_nowait, lambda _: None, failures.append)
+
+        async def flush(write_bytes: int = 4096) -> None:
+            op = Op(int(OpKind.WRITE), 0, write_bytes, bytes(write_bytes))
+            work.apply(ev.ApplyOps([op], Sequence(1)))
+            assert await events.get() == ev.Applied(Sequence(1))
+            work.flush(ev.FlushDisk(Sequence(1)))
+            assert await events.get() == ev.Flushed(1)
+
+        await flush()
+        await flush()
+        assert flushes.on_loop == [False, True], "nobody knew how long the first one would take"
+        await flush(FLUSH_FEW_BYTES + 4096)
+        assert flushes.on_loop.pop() is False, "a quick flush of little says nothing of a large one"
+        flushes.takes_s = 2 * FLUSH_QUICK_S
+        await flush()
+        await flush()
+        await flush()
+        assert flushes.on_loop == [False, True, True, False, False], "one slow flush was enough"
+        work.close()
+        await work.drain()
+    assert not failures
