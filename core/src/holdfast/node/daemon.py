@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -58,6 +59,8 @@ SESSION_TTL_S = 10.0
 """A node's lease in the store; replica links notice a dead primary sooner."""
 PUBLISH_S = 15.0
 """How often free space is looked at and published when it has changed much."""
+GC_THRESHOLDS = (10_000, 20, 50)
+"""Of the three generations: a batch makes some dozens of objects and forgets nearly all of them."""
 STOP_PATIENCE_S = 8.0
 _log = logging.getLogger("holdfast.node")
 
@@ -221,6 +224,7 @@ class Node:
             await self._publish(address, session=self.process)
             service = Service(self)
             async with serve_control(service, self._control_path()):
+                _settle_heap()
                 self.ready = True
                 _log.info("Node %s is ready at %s.", self.name, address)
                 await self.stopping.wait()
@@ -371,3 +375,13 @@ def run_node(config: Config) -> int:
         _prepare(Path(path))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run(config))
+
+
+def _settle_heap() -> None:
+    """Spare the garbage collector what lives as long as the process: modules, classes, open copies.
+
+    A full collection otherwise walks all of it, some 20 ms in which no request is answered.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
