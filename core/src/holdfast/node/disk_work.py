@@ -1,7 +1,7 @@
 """The local work of one pump: the effects that touch the copy's own disk, on the loop or in threads.
 
 What returns in microseconds runs on the event loop: writes into the page cache, reads from it, and
-flushes where those take no time (decision 0009). What may block runs in threads: other flushes,
+flushes where those take no time (decision 0010). What may block runs in threads: other flushes,
 hashes, and metadata, the latter one at a time and in order. A disk that is seen stalling is moved
 off the loop until it behaves again.
 """
