@@ -6,6 +6,7 @@
 #   make bench            compare with nbdkit and QEMU on this machine; BENCH="--rounds 5" passes options
 #   make crash SEEDS=200  what power losses may leave of a copy, thoroughly
 #   make soak MINUTES=30  random faults under a checking writer
+#   make explore          every order of events of a small world; EXPLORE="--faults 3" passes options
 #   make clean            remove the environment and all caches
 #
 # PYTHON=python3.13 chooses the interpreter, VENV=DIR where its environment is.
@@ -14,12 +15,13 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lint-rules lint-format lint-types lint-words bench crash soak setup tools clean
+.PHONY: help demo test lint lint-rules lint-format lint-types lint-words bench crash soak explore setup tools clean
 
 VENV ?= .venv
 MINUTES ?= 10
 SEEDS ?= 200
 BENCH ?=
+EXPLORE ?= --writes 2 --faults 1 --deviations 1
 PYTEST ?=
 CHECKED := core plugins tests benchmarks conftest.py
 
@@ -93,6 +95,9 @@ crash: setup
 
 soak: setup
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
+
+explore: $(VENV)/.developer
+	@$(BIN)/python -m holdfast.testing.explorer $(EXPLORE)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -1,0 +1,142 @@
+"""All sites ever met, by number, and what each input has made of them.
+
+Sites are kept pickled, and what an input makes of a numbered site is worked out once: most of a search
+meets the same site again with other things going on around it.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import attrs
+from attrs import define, field
+
+from holdfast.sync import events as ev
+from holdfast.sync.peers import NEVER
+from holdfast.testing.explorer.canon import canonical
+from holdfast.testing.explorer.facts import Facts, facts_of
+from holdfast.testing.explorer.site import Output, Shape, Site
+
+
+@define(eq=False)
+class Things:
+    """Records, messages and whatever else sites put out, by number, from 1 on."""
+
+    values: list[Any] = field(factory=lambda: [None])
+    _numbers: dict[object, int] = field(factory=dict)
+
+    def number(self, value: object) -> int:
+        """Return the number of a value; equal ones have the same."""
+        key = canonical(value)
+        known = self._numbers.get(key)
+        if known is None:
+            known = self._numbers[key] = len(self.values)
+            self.values.append(value)
+        return known
+
+    def numbered(self, out: list[Output]) -> tuple[Output, ...]:
+        """Return outputs with numbers in the place of what they carry."""
+        return tuple(
+            (*output[:at], self.number(output[at]), *output[at + 1 :])
+            if (at := _CARRIES.get(output[0]))
+            else output
+            for output in out
+        )
+
+
+_CARRIES = {"send": 2, "open": 3, "ask": 1, "beat": 1, "answer": 1}
+"""Kind of output to the place of what is numbered in it."""
+
+
+class Sites:
+    """All sites ever met, by number."""
+
+    def __init__(self, shape: Shape, things: Things) -> None:
+        """Begin with none."""
+        self.shape = shape
+        self.things = things
+        self.facts: list[Facts] = []
+        self.worked_out = 0
+        self._pickled: list[bytes] = []
+        self._numbers: dict[object, int] = {}
+        self._known: dict[tuple[int, Hashable], tuple[int, tuple[Output, ...]]] = {}
+
+    def add(self, site: Site) -> int:
+        """Return the number of a site."""
+        _tidy(site, self.shape)
+        key = canonical(site)
+        number = self._numbers.get(key)
+        if number is None:
+            number = self._numbers[key] = len(self._pickled)
+            self._pickled.append(pickle.dumps(site, pickle.HIGHEST_PROTOCOL))
+            self.facts.append(facts_of(site, self.shape))
+        return number
+
+    def react(
+        self, number: int, name: Hashable, act: Callable[[Site, Shape, list[Output]], None]
+    ) -> tuple[int, tuple[Output, ...]]:
+        """Return what becomes of a site by `act`, which `name` names, and what it puts out."""
+        key = (number, name)
+        known = self._known.get(key)
+        if known is None:
+            site: Site = pickle.loads(self._pickled[number])  # noqa: S301 (pickled here)
+            if site.member is not None:
+                _set_counters(site)
+            out: list[Output] = []
+            act(site, self.shape, out)
+            known = self._known[key] = (self.add(site), self.things.numbered(out))
+            self.worked_out += 1
+            if site.member is not None:
+                # The one cycle in a site; without it nothing is left for the garbage collector,
+                # which `search.py` turns off because it would look through all states again.
+                site.member.departure.member = None  # type: ignore[assignment]
+        return known
+
+
+def _set_counters(site: Site) -> None:
+    """Let the next token and link be the least that nothing in the site uses.
+
+    Machines draw numbers that were never used; numbers that nobody remembers do as well, and keep
+    states equal that differ in nothing but how long they took to come about.
+    """
+    member = site.member
+    assert member is not None
+    ctx, keeper = member.ctx, member.keeper
+    used = {*ctx._saving, *ctx._growing, *member.replica._answers}  # noqa: SLF001
+    links = {0}
+    if keeper is not None:
+        used |= {*keeper._maps, *keeper._hashes, *keeper._reads}  # noqa: SLF001
+        for leg in keeper.primary.legs.values():
+            used |= {*leg.queries, *leg.queries.values(), leg.read_token or 0}
+            if leg.job is not None:
+                used |= {*leg.job._queries}  # noqa: SLF001
+            links.add(leg.link or 0)
+    for effect in (*site.metadata, *[effect for effect, _ in site.beside]):
+        if not isinstance(effect, ev.FlushDisk):
+            used.add(getattr(effect, "token", 0))
+    ctx._last_token = max(used, default=0)  # noqa: SLF001
+    ctx._last_link = min(links)  # noqa: SLF001
+
+
+def _tidy(site: Site, shape: Shape) -> None:
+    """Take out of a site what only tells how it came about."""
+    disk = site.disk
+    disk._hashes.clear()  # noqa: SLF001
+    disk.superblock = attrs.evolve(disk.superblock, generation=0)
+    if not shape.power:
+        disk.flush_done(disk.flush_mark())
+        disk.stable.clear()
+        disk.marked_maybe.clear()
+    base = disk._flushed_base  # noqa: SLF001
+    disk._flushed_base = 0  # noqa: SLF001
+    site.beside = [
+        (effect, max(0, mark - base) if isinstance(effect, ev.FlushDisk) else 0)
+        for effect, mark in site.beside
+    ]
+    if site.peers is not None:
+        site.peers.changed = False
+        for outgoing in site.peers._outgoing.values():  # noqa: SLF001
+            outgoing.number = 0 if not outgoing.sent else outgoing.number
+            outgoing.due_at = NEVER
