@@ -5,6 +5,7 @@
 #   make lint             only the checks: ruff, mypy, codespell
 #   make bench            compare with nbdkit and QEMU on this machine; BENCH="--rounds 5" passes options
 #   make crash SEEDS=200  what power losses may leave of a copy, thoroughly
+#   make fuzz MINUTES=10  bytes from outside, made up; by coverage where atheris is installed
 #   make soak MINUTES=30  random faults under a checking writer
 #   make explore          every order of events of a small world; EXPLORE="--faults 3" passes options
 #   make clean            remove the environment and all caches
@@ -15,7 +16,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lint-rules lint-format lint-types lint-words bench crash soak explore setup tools clean
+.PHONY: help demo test lint lint-rules lint-format lint-types lint-words bench crash fuzz soak explore setup tools clean
 
 VENV ?= .venv
 MINUTES ?= 10
@@ -92,6 +93,11 @@ bench: setup
 crash: setup
 	$(BIN)/python -m tests.crash --seeds $(SEEDS)
 	$(BIN)/python -m tests.crash --seeds $(SEEDS) --mistakes
+
+# Without a wheel of atheris for this Python the fuzzing goes by chance.
+fuzz: setup
+	-@$(PIP) install --only-binary :all: "atheris>=3,<4"
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 soak: setup
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)

@@ -27,7 +27,7 @@ ROOMS = {
     "interfaces": VALUES,
     "sync": VALUES | {"interfaces"},
     "kernel": INWARD,
-    "local": INWARD,
+    "local": INWARD | {"cold"},
     "testing": INWARD,
     "slab": {"units"},
     "cold": set(),

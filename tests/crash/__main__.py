@@ -32,7 +32,7 @@ def find_mistakes(seeds: range) -> int:
                 if found:
                     break
         hidden += not found
-        print(f"{name}: {found or 'NOT FOUND'}, {states:,} states", flush=True)  # noqa: T201
+        print(f"{name}: {found or 'NOT FOUND'}, {states:,} states", flush=True)
     return bool(hidden)
 
 
@@ -62,11 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
                 life.run()
             except BrokenPromiseError as error:
                 broken += 1
-                print(f"Seed {seed}: {error}")  # noqa: T201
+                print(f"Seed {seed}: {error}")
             states += life.states if options.state is None else 1
             calls += life.calls
     took = time.monotonic() - began
-    print(  # noqa: T201
+    print(
         f"{len(seeds)} lives, {calls:,} calls, {states:,} states after a power loss"
         f" in {took:.1f} s: {broken} broken."
     )

@@ -263,9 +263,10 @@ def _load(raw: bytes, cls: type[Any]) -> dict[str, Any]:
     try:
         fields = json.loads(raw)
         known = {a.name for a in attrs.fields(cls)}
-        if not isinstance(fields, dict) or not fields.keys() <= known:
+        needed = {a.name for a in attrs.fields(cls) if a.default is attrs.NOTHING}
+        if not isinstance(fields, dict) or not needed <= fields.keys() <= known:
             raise ValueError(f"not a {cls.__name__}")  # noqa: TRY301 - one place says what it is.
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise IntegrityError(
             f"A value in the state store is not a {cls.__name__}: {error}.",
             reason=FaultReason.CORRUPT,

@@ -49,6 +49,12 @@ _ACK, _INFO, _META_CONTEXT = 1, 3, 4
 _UNKNOWN_EXPORT = 0x80000006
 _REPLY_BYTES_MAX = 64 << 20
 _CONTEXT = b"base:allocation"
+_ERRNO_MAX = 4096
+"""No system has higher ones; what comes from a server may be anything."""
+_CHUNK_BYTES_MIN = {1: 8, 2: 12, 5: 4}
+"""By the type of a chunk: an offset, an offset and a length, a context's id."""
+_OPTION_REPLIES_MAX = 1024
+"""A server that never comes to an end with an option is left."""
 
 
 class Request(NamedTuple):
@@ -82,6 +88,7 @@ class NbdClient:
         self._has_extents = False
         self._cookie = 0
         self._read_data: dict[int, bytearray] = {}
+        self._read_bytes: dict[int, int] = {}
         self._socket, name = _connect(uri)
         try:
             self._negotiate(name)
@@ -122,9 +129,11 @@ class NbdClient:
         end = offset + length
         while offset < end:
             ((_, data),) = self.pipeline([Request(BLOCK_STATUS, offset, end - offset)])
-            if not data:
-                raise RemoteProtocolError("The NBD server sent an empty block status.")
+            if not data or len(data) % _EXTENT.size:
+                raise RemoteProtocolError("The NBD server sent no whole block status.")
             for run, state in _EXTENT.iter_unpack(data):
+                if not run:
+                    raise RemoteProtocolError("The NBD server sent an extent of no bytes.")
                 taken = min(run, end - offset)
                 # Bit 1 says that it reads as zeros; a hole that does not is data to us.
                 runs.append((taken, bool(state & 2)))
@@ -227,6 +236,8 @@ class NbdClient:
         if length > _REPLY_BYTES_MAX:
             raise RemoteProtocolError(f"The NBD server at {self.uri} sent {length} bytes at once.")
         body = memoryview(self._receive(length))
+        if length < (6 if kind & 0x8000 else _CHUNK_BYTES_MIN.get(kind, 0)):
+            raise RemoteProtocolError(f"The NBD server at {self.uri} sent a chunk cut short.")
         if kind & 0x8000:
             code, size = struct.unpack_from(">IH", body)
             raise self._error(request, code, bytes(body[6 : 6 + size]).decode("utf-8", "replace"))
@@ -239,10 +250,16 @@ class NbdClient:
                 raise RemoteProtocolError(f"The NBD server at {self.uri} sent data out of range.")
             if kind == 1:
                 data[at : at + size] = body[8:]
+            self._read_bytes[cookie] = self._read_bytes.get(cookie, 0) + size
         elif kind == 5:
             self._read_data[cookie] = bytearray(body[4:])
         if not flags & 1:
             return None
+        if request.kind == READ and self._read_bytes.pop(cookie, 0) != request.length:
+            # Bytes that were never sent would be taken for zeros.
+            raise RemoteProtocolError(
+                f"The NBD server at {self.uri} did not send all of what was read."
+            )
         return pending.pop(cookie), bytes(self._read_data.pop(cookie, b""))
 
     def _expected(self, pending: dict[int, Request], cookie: int) -> Request:
@@ -257,7 +274,7 @@ class NbdClient:
         what = {READ: "read", WRITE: "write", FLUSH: "flush", TRIM: "trim"}.get(
             request.kind, "request"
         )
-        reason = sentence or os.strerror(code)
+        reason = sentence or (os.strerror(code) if code < _ERRNO_MAX else f"error {code}")
         hint = "The volume is read-only now." if code == errno.EPERM else ""
         return VolumeError(
             f"The {what} of {request.length} bytes at {request.offset} failed: {reason}.",
@@ -331,7 +348,7 @@ class NbdClient:
     def _option(self, option: int, data: bytes, take: Callable[[int, bytes], None]) -> bool:
         """Send an option, pass its replies to `take`; return whether it ended with ACK."""
         self._socket.sendall(_OPTION.pack(_OPTION_MAGIC, option, len(data)) + data)
-        while True:
+        for _ in range(_OPTION_REPLIES_MAX):
             magic, echoed, kind, length = _OPTION_REPLY.unpack(self._receive(_OPTION_REPLY.size))
             if magic != _OPTION_REPLY_MAGIC or echoed != option or length > 65536:
                 raise RemoteProtocolError(f"The NBD server at {self.uri} sent rubbish.")
@@ -341,6 +358,7 @@ class NbdClient:
             take(kind, body)
             if kind & 0x80000000:
                 return False
+        raise RemoteProtocolError(f"The NBD server at {self.uri} answers an option without end.")
 
 
 def _connect(uri: str) -> tuple[socket.socket, str]:

@@ -372,7 +372,7 @@ async def _body(
             raise UsageError(f"The request is larger than {BODY_BYTES_MAX} bytes.")
     try:
         body: Any = json.loads(raw or b"{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"The request is not JSON: {error}.") from error
     if not isinstance(body, dict):
         raise UsageError("The request is not a JSON object.")

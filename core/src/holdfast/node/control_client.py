@@ -228,7 +228,7 @@ def _path(name: str) -> str:
 def _parse(raw: bytes) -> Json:
     try:
         item = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise HoldfastError(
             "The node's answer is not JSON.", hint="Is another program serving its socket?"
         ) from error

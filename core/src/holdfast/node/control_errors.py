@@ -44,18 +44,30 @@ def to_json(error: HoldfastError) -> dict[str, Any]:
 
 
 def from_json(body: Mapping[str, Any]) -> HoldfastError:
-    """Return the error that `to_json` made `body` of; an unknown code becomes the base class."""
-    fields = body["error"]
+    """Return the error that `to_json` made `body` of.
+
+    What is unknown, missing or of another type becomes the base class, an empty text, or a default:
+    a program that is no node, or a newer one, may have made it.
+    """
+    told = body.get("error")
+    fields: Mapping[str, Any] = told if isinstance(told, dict) else {}
     kind = next((k for k in _tree(HoldfastError) if k.code == fields.get("code")), HoldfastError)
-    message, hint = str(fields.get("message", "")), str(fields.get("hint", ""))
+    message = str(fields.get("message", "The answer is an error that says nothing."))
+    hint = str(fields.get("hint", ""))
     if issubclass(kind, CopyError):
-        return kind(message, reason=FaultReason(fields.get("reason", "io-error")), hint=hint)
+        reasons = {reason.value: reason for reason in FaultReason}
+        reason = reasons.get(str(fields.get("reason")), FaultReason.IO_ERROR)
+        return kind(message, reason=reason, hint=hint)
     if issubclass(kind, VolumeError):
-        return kind(message, errno=int(fields.get("errno", 5)), hint=hint)
+        return kind(message, errno=_number(fields.get("errno"), 5), hint=hint)
     error = kind(message, hint=hint)
     # A newer node may know a class that this program does not; its exit code still counts.
-    error.exit_code = int(fields.get("exit_code", kind.exit_code))
+    error.exit_code = _number(fields.get("exit_code"), kind.exit_code)
     return error
+
+
+def _number(value: object, default: int) -> int:
+    return value if isinstance(value, int) and 0 < value < 256 else default
 
 
 def _tree(kind: type[HoldfastError]) -> Iterator[type[HoldfastError]]:

@@ -95,8 +95,8 @@ class EventLog:
 def _parse(line: str) -> dict[str, Any] | None:
     try:
         event = json.loads(line)
-    except ValueError:
-        return None  # A line that a crash cut short.
+    except (ValueError, RecursionError):
+        return None  # A line that a crash cut short, or damaged.
     return event if isinstance(event, dict) else None
 
 

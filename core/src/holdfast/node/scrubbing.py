@@ -108,6 +108,6 @@ class Scrubbing:
 def _read(path: Path) -> dict[str, float]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return {k: float(v) for k, v in found.items()} if isinstance(found, dict) else {}
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}
-    return {k: float(v) for k, v in found.items()} if isinstance(found, dict) else {}

@@ -22,13 +22,15 @@ from typing import Final
 
 from holdfast.errors import UsageError
 from holdfast.local.copy import files
-from holdfast.units import CopyId, chunks_of
+from holdfast.units import VOLUME_BYTES_MAX, CopyId, chunks_of
 
 _HEAD: Final = struct.Struct("<8sIQ")
 _MAGIC: Final = b"HFDIRTY1"
 _NAME: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,99}")
 """A copy's id comes over the network and must not lead out of the directory."""
 _NEW: Final = ".new"
+_MAP_BYTES_MAX: Final = chunks_of(VOLUME_BYTES_MAX) // 8 + 4096
+"""Of the largest volume, with what its owner puts before the bits; more is never unpacked."""
 
 
 class DirtyMaps:
@@ -103,10 +105,11 @@ def _decode(raw: bytes) -> bytes | None:
     if len(raw) < _HEAD.size:
         return None
     magic, crc, length = _HEAD.unpack_from(raw)
-    if magic != _MAGIC or zlib.crc32(raw[12:]) != crc:
+    if magic != _MAGIC or zlib.crc32(raw[12:]) != crc or length > _MAP_BYTES_MAX:
         return None
+    unpacker = zlib.decompressobj()
     try:
-        bits = zlib.decompress(raw[_HEAD.size :])
+        bits = unpacker.decompress(raw[_HEAD.size :], length + 1)
     except zlib.error:
         return None
-    return bits if len(bits) == length else None
+    return bits if len(bits) == length and unpacker.eof else None

@@ -29,6 +29,7 @@ from typing import Final, Self
 
 import attrs
 
+from holdfast.cold import ColdCodec
 from holdfast.errors import CopyError, FaultReason, IntegrityError
 from holdfast.interfaces.copy import Superblock
 from holdfast.local.copy import files
@@ -42,6 +43,7 @@ _HEAD: Final = struct.Struct("<8sIIQI")
 _CRC_AT: Final = 12
 _PAYLOAD_MAX: Final = SLOT_BYTES - _HEAD.size
 assert _HEAD.size == 28
+_CODEC: Final = ColdCodec(Superblock)
 
 
 class _NewerFormatError(Exception):
@@ -79,8 +81,8 @@ def decode_slot(raw: bytes) -> Superblock:
         raise _NewerFormatError(version)
     try:
         # A new field needs a new format version: unknown ones are an error here.
-        superblock = Superblock(**json.loads(raw[_HEAD.size : _HEAD.size + length]))
-    except (ValueError, TypeError) as error:
+        superblock: Superblock = _CODEC.decode(raw[_HEAD.size : _HEAD.size + length])
+    except ValueError as error:
         raise ValueError("its content is not a superblock") from error
     if superblock.generation != generation:
         raise ValueError("its generation is told twice and differs")
