@@ -12,12 +12,14 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import machine
+from benchmarks.chart import chart
 from benchmarks.cluster import holdfast
+from benchmarks.gluster import gluster
 from benchmarks.jobs import DATA, JOBS, TARGETS, prefill, run
 from benchmarks.peers import PEERS, Peer, PeerError
 from benchmarks.report import OURS, Report
 
-ALL: dict[str, Peer] = {**PEERS, OURS: holdfast}
+ALL: dict[str, Peer] = {**PEERS, "gluster": gluster, OURS: holdfast}
 DEFAULT = ("nbdkit", "quorum", OURS)
 MIB = 1 << 20
 
@@ -41,6 +43,7 @@ def arguments() -> argparse.Namespace:
     where = shm if shm.is_dir() else None
     add("--folder", type=Path, default=where, help="where the copies are (%(default)s)")
     add("--json", type=Path, help="write all figures there")
+    add("--chart", type=Path, help="draw the rates there, as SVG")
     add("--compare", type=Path, help="a file that an earlier run wrote with --json")
     chosen = parser.parse_args()
     chosen.peers = _listed(parser, chosen.peers, list(ALL))
@@ -97,6 +100,8 @@ def main() -> None:
             measure(peer, chosen, report)
     if chosen.json is not None:
         report.save(chosen.json)
+    if chosen.chart is not None:
+        chosen.chart.write_text(chart(report), encoding="utf-8")
     print(report.text(None if chosen.compare is None else Report.load(chosen.compare)))
 
 

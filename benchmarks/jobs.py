@@ -73,6 +73,7 @@ class Figures:
     """Millions of bytes a second."""
     p50_us: float
     p99_us: float
+    p999_us: float
     max_us: float
     server_cpu_us: float
     """Processor time of all server processes for one request."""
@@ -118,6 +119,7 @@ def run(job: Job, server: Server, size: int, runtime_s: int, data: str) -> Figur
         mb_per_s=part["bw_bytes"] / 1e6,
         p50_us=percentiles.get("50.000000", 0) / 1e3,
         p99_us=percentiles.get("99.000000", 0) / 1e3,
+        p999_us=percentiles.get("99.900000", 0) / 1e3,
         max_us=part["lat_ns"]["max"] / 1e3,
         server_cpu_us=server_s * 1e6 / requests,
         client_cpu_us=client_s * 1e6 / requests,
@@ -128,15 +130,21 @@ def run(job: Job, server: Server, size: int, runtime_s: int, data: str) -> Figur
     )
 
 
+def _words(server: Server) -> tuple[str, ...]:
+    if isinstance(server.access, str):
+        return ("--ioengine=nbd", f"--uri={server.access}")
+    return server.access
+
+
 def _fio(server: Server, size: int, data: str, words: list[str]) -> tuple[dict[str, Any], float]:
     """Run fio; return its job's result and the processor time that it used, in seconds."""
     with tempfile.TemporaryDirectory(prefix="holdfast-fio-") as folder:
         output = Path(folder) / "output.json"
         command = [
-            *("fio", "--name=job", "--ioengine=nbd", f"--uri={server.uri}", f"--size={size}"),
+            *("fio", "--name=job", *_words(server), f"--size={size}"),
             *("--output-format=json", f"--output={output}", "--thread"),
             *("--randrepeat=0", "--norandommap", "--random_generator=tausworthe64"),
-            *("--lat_percentiles=1", "--clat_percentiles=0", "--percentile_list=50:99"),
+            *("--lat_percentiles=1", "--clat_percentiles=0", "--percentile_list=50:99:99.9"),
             *DATA[data],
             *words,
         ]

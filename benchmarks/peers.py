@@ -1,6 +1,6 @@
 """What people would use instead of Holdfast, each started here, used and ended again.
 
-All serve NBD over TCP on loopback, so that one client measures all of them alike, and all
+All but GlusterFS serve NBD over TCP on loopback, so that one client measures them alike, and all
 acknowledge a write when every copy has it in its page cache, as Holdfast does.
 """
 
@@ -33,8 +33,8 @@ class PeerError(Exception):
 class Server:
     """Something that serves one volume."""
 
-    uri: str
-    """NBD over TCP."""
+    access: str | tuple[str, ...]
+    """The URI of NBD over TCP, or fio's words for another way."""
     pids: tuple[int, ...]
     """Every process whose time counts as the server's; descendants are found by themselves."""
     copies: int
@@ -128,17 +128,23 @@ def quorum(folder: Path, size: int) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def mirror(folder: Path, size: int) -> Iterator[Server]:
-    """QEMU's mirror job in mode write-blocking: a local file and one NBD server, two copies."""
+    """QEMU's mirror job in mode write-blocking: a local file and two NBD servers, three copies.
+
+    QEMU takes one mirror job for a device, so its target is a quorum of both servers.
+    """
     with ExitStack() as stack:
         shim = _shim(folder)
-        remote_port, remote = stack.enter_context(_qemu_copy(folder, 1, size, shim))
+        remotes = [stack.enter_context(_qemu_copy(folder, n, size, shim)) for n in (1, 2)]
         control = folder / "qmp"
         blocks = [
             *("--chardev", f"socket,id=control,path={control},server=on,wait=off"),
             *("--monitor", "chardev=control"),
             *("--blockdev", f"{_file(_image(folder / 'local', size))},node-name=volume"),
-            *("--blockdev", f"{_remote(remote_port)},node-name=remote"),
         ]
+        for number, (port, _) in enumerate(remotes, 1):
+            blocks += ["--blockdev", f"{_remote(port)},node-name=remote{number}"]
+        how = "driver=quorum,node-name=remote,vote-threshold=1,read-pattern=fifo"
+        blocks += ["--blockdev", f"{how},children.0=remote1,children.1=remote2"]
         port, front = stack.enter_context(_qemu(folder, "front", blocks, "volume", shim))
         with _Qmp(control) as qmp:
             qmp.call(
@@ -156,7 +162,8 @@ def mirror(folder: Path, size: int) -> Iterator[Server]:
                 if time.monotonic() > deadline:
                     raise PeerError("QEMU's mirror did not become ready")
                 time.sleep(0.1)
-        yield Server(f"nbd://{HOST}:{port}/volume", (front, remote), copies=2)
+        pids = (front, *(pid for _, pid in remotes))
+        yield Server(f"nbd://{HOST}:{port}/volume", pids, copies=3)
 
 
 PEERS: dict[str, Peer] = {"nbdkit": nbdkit, "quorum": quorum, "mirror": mirror}
