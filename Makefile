@@ -4,7 +4,7 @@
 #   make test             set up, check and test everything (what CI runs)
 #   make lint             only the checks: ruff, mypy, codespell
 #   make bench            compare with nbdkit and QEMU on this machine; BENCH="--rounds 5" passes options
-#   make crash SEEDS=200  what power losses may leave of a copy, thoroughly
+#   make crash SEEDS=200  what power losses may leave of a copy, and of file systems, thoroughly
 #   make fuzz MINUTES=10  bytes from outside, made up; by coverage where atheris is installed
 #   make soak MINUTES=30  random faults under a checking writer
 #   make explore          every order of events of a small world; EXPLORE="--faults 3" passes options
@@ -93,6 +93,7 @@ bench: setup
 crash: setup
 	$(BIN)/python -m tests.crash --seeds $(SEEDS)
 	$(BIN)/python -m tests.crash --seeds $(SEEDS) --mistakes
+	BLOCK_LOG_OPERATIONS=600 $(BIN)/pytest -s tests/test_block_log.py
 
 # Without a wheel of atheris for this Python the fuzzing goes by chance.
 fuzz: setup
