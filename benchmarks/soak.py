@@ -31,8 +31,6 @@ from tests.harness.network import NetworkedCluster, can_make_networks
 from tests.harness.waiting import wait_until
 from tests.harness.writer import Books, Writer
 
-from holdfast.errors import UnavailableError
-
 NODES = 5
 SIZE_MIB = 32
 VOLUMES = ("v0", "v1", "v2")
@@ -111,14 +109,7 @@ class Soak:
         assert not outcome.errors, f"{volume}: {outcome.errors[:3]}"
         assert not outcome.wrong_reads, f"{volume}: {outcome.wrong_reads[:3]}"
         assert not lost, f"{volume}, seed {writer.seed}: {len(lost)} lost, such as {lost[:3]}"
-        wait_until(lambda: self._compare(volume), 180, f"all copies of {volume} to be compared")
-
-    def _compare(self, volume: str) -> bool:
-        """Compare all copies, unless one has just been dropped again, as on a busy machine."""
-        with contextlib.suppress(UnavailableError):
-            self.cluster.compare(volume)
-            return True
-        return False
+        self.cluster.compare(volume)
 
     # -- faults ------------------------------------------------------------------------------------
 

@@ -1,15 +1,17 @@
-"""A copy whose machine lost power waits for one whose did not, until an operator says otherwise."""
+"""Machines lose power: what was flushed is there, and a copy that may have forgotten waits."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-import attrs
+import pytest
+from benchmarks.power import COPIES, ROLES, PowerCuts
 from tests.harness.cluster import RunningCluster
+from tests.harness.disks import can_make_disks
 from tests.harness.nbd import Command, NbdConnection
+from tests.harness.power import boot_anew, powered_cluster
 from tests.harness.waiting import wait_until
 
-from holdfast.local.copy.superblock import SuperblockFile
 from holdfast.node.processes import wait_gone
 
 Start = Callable[..., RunningCluster]
@@ -22,19 +24,6 @@ def lose_power(cluster: RunningCluster, *nodes: str) -> None:
     for pid in pids:
         os.kill(pid, 9)
     assert not wait_gone(pids, 10)
-
-
-def boot_anew(cluster: RunningCluster, node: str) -> None:
-    """Make the copies of a node look as if the machine had been started since."""
-    paths = list(cluster.node(node).data.glob("copies/*/superblock"))
-    assert paths
-    for path in paths:
-        fd = os.open(path, os.O_RDWR)
-        try:
-            file, _ = SuperblockFile.open(fd, Path(path))
-            file.save(attrs.evolve(file.current, boot="the boot before"))
-        finally:
-            os.close(fd)
 
 
 def test_a_copy_that_may_have_forgotten_waits_until_it_is_forced(start_cluster: Start) -> None:
@@ -73,3 +62,12 @@ def test_a_primary_that_is_up_is_not_forced_aside(start_cluster: Start) -> None:
     refused = cluster.run("volume", "promote", "db", cluster.replicas("db")[0], "--force")
     assert refused.code == 6
     assert "which is up" in refused.err
+
+
+@pytest.mark.skipif(not can_make_disks(), reason="file systems of their own take root")
+def test_what_was_flushed_outlives_the_power_of_any_machine(tmp_path: Path) -> None:
+    with powered_cluster(tmp_path, nodes=COPIES + 1, machines=COPIES) as powered:
+        cuts = PowerCuts(powered, seed=5)
+        cuts.prepare()
+        for number, role in enumerate(ROLES):
+            cuts.round(number, role)

@@ -177,10 +177,21 @@ class RunningCluster:
         listen = self.node(node).settings()["frontend"]["nbd"]["listen"]
         return f"nbd://{listen}/{name}"
 
-    def compare(self, name: str) -> Json:
-        """Do what `verify` does by the control socket of a node that answers."""
-        node = next(n for n in self._opened.nodes if n.pid is not None and not _is_frozen(n.pid))
-        result = deque(node.client().verify(name), maxlen=1)[0]
+    def compare(self, name: str, deadline_s: float = 180.0) -> Json:
+        """Do what `verify` does by the control socket of a node that answers.
+
+        On a busy machine a copy may be dropped again just then; it is waited for.
+        """
+
+        def compared() -> Json | None:
+            node = next(n for n in self._opened.nodes if n.pid and not _is_frozen(n.pid))
+            try:
+                return deque(node.client().verify(name), maxlen=1)[0]
+            except UnavailableError:
+                return None
+
+        result = wait_until(compared, deadline_s, f"all copies of {name} to be compared")
+        assert result is not None
         assert result["equal"], result
         return result
 

@@ -1,17 +1,24 @@
-"""Small file systems on loop devices, to be filled up under a node: needs root."""
+"""Small file systems on loop devices, to be filled up or to lose power under a node: needs root."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import attrs
+from tests.harness.waiting import wait_until
 
 BLOCK_BYTES = 4096
+_SHUTDOWN = 0x8004587D
+"""EXT4_IOC_SHUTDOWN of the kernel's fs/ext4/ext4.h: what xfstests cut the power with."""
+_NOTHING_MORE = 2
+"""EXT4_GOING_FLAGS_NOLOGFLUSH: the journal is not written either."""
 
 
 @attrs.define
@@ -25,12 +32,11 @@ class LoopDisk:
 
     def __enter__(self) -> Self:
         """Make and mount it."""
-        self.at.mkdir(parents=True, exist_ok=True)
         with self.image.open("wb") as file:
             file.truncate(self.size_bytes)
         # No blocks kept for root, who would otherwise go on where others find the disk full.
         subprocess.run(["mkfs.ext4", "-q", "-m", "0", self.image], check=True, timeout=60)
-        subprocess.run(["mount", "-o", "loop", self.image, self.at], check=True, timeout=60)
+        self._mount()
         return self
 
     def __exit__(
@@ -40,8 +46,37 @@ class LoopDisk:
         trace: TracebackType | None,
     ) -> None:
         """Unmount it and remove the file."""
-        subprocess.run(["umount", self.at], check=False, timeout=60)
+        if kind is None:
+            self._unmount()
+        else:
+            _succeeds(("umount", "--lazy", str(self.at)))
         self.image.unlink(missing_ok=True)
+
+    def cut_power(self) -> None:
+        """Let nothing more reach the disk, from this very moment on, and drop what is in caches.
+
+        Whoever has files open gets errors from here on, so it had better not run.
+        """
+        fd = os.open(self.at, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.ioctl(fd, _SHUTDOWN, struct.pack("I", _NOTHING_MORE))
+        finally:
+            os.close(fd)
+
+    def power_on(self) -> None:
+        """Mount what is on the disk; nothing may have files open there."""
+        self._unmount()
+        self._mount()
+
+    def _mount(self) -> None:
+        self.at.mkdir(parents=True, exist_ok=True)
+        # The kernel lets go of a loop device a moment after the file system is unmounted.
+        command = ("mount", "-o", "loop", str(self.image), str(self.at))
+        wait_until(lambda: _succeeds(command), 10, f"{self.image} to be mounted")
+
+    def _unmount(self) -> None:
+        # The threads of a process that was killed have files open for a moment longer.
+        wait_until(lambda: _succeeds(("umount", str(self.at))), 10, f"{self.at} to be unmounted")
 
     def fill(self) -> None:
         """Leave no room on it."""
@@ -69,3 +104,7 @@ def can_make_disks() -> bool:
     """Return whether this process may mount loop devices and has the tools for it."""
     tools = all(map(shutil.which, ("mount", "umount", "mkfs.ext4")))
     return os.geteuid() == 0 and tools and Path("/dev/loop-control").exists()
+
+
+def _succeeds(command: tuple[str, ...]) -> bool:
+    return subprocess.run(command, check=False, capture_output=True, timeout=60).returncode == 0

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Final, Self
 
 import attrs
-from tests.harness.nbd import Command, NbdConnection
+from tests.harness.nbd import FUA, Command, NbdConnection
 
 BLOCK_BYTES: Final = 4096
 READ_BYTES: Final = 256 * 1024
@@ -187,6 +187,8 @@ class Writer:
     """Which part of the requests reads and checks, 0.0 to 1.0."""
     flush_every: int = 0
     """Send a FLUSH after so many writes; 0: never."""
+    fua: bool = False
+    """Ask with every write that it be on stable storage when it is answered."""
     think_s: float = 0.0
     """Seconds of rest after each answer, for those who want the machine for something else too."""
     continues: Books | None = None
@@ -324,7 +326,7 @@ class Writer:
         under_way = _UnderWay(Command.WRITE, block, self._version)
         data = self.books.content(block, self._version)
         try:
-            cookie = volume.send(Command.WRITE, at, data=data)
+            cookie = volume.send(Command.WRITE, at, data=data, flags=FUA if self.fua else 0)
         except BaseException:
             # Part of it may have arrived.
             self._unanswered(under_way)
