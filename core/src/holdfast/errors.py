@@ -189,3 +189,10 @@ class CopiesDifferError(HoldfastError):
 
     exit_code = 12
     code = "copies-differ"
+
+
+class RuleBrokenError(HoldfastError):
+    """`audit` or `simulate` found a rule of the protocol broken."""
+
+    exit_code = 13
+    code = "rule-broken"

@@ -20,7 +20,18 @@ from typing import Annotated, Any, Protocol, runtime_checkable
 import typer
 
 from holdfast import __version__
-from holdfast.cli import cluster, config, demo, doctor, explain, node, plugin, volume
+from holdfast.cli import (
+    audit,
+    cluster,
+    config,
+    demo,
+    doctor,
+    explain,
+    node,
+    plugin,
+    simulate,
+    volume,
+)
 from holdfast.cli.context import Context
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.node.control_errors import to_json
@@ -53,6 +64,8 @@ app.add_typer(plugin.app)
 app.add_typer(config.app)
 doctor.add_to(app)
 demo.add_to(app)
+audit.add_to(app)
+simulate.add_to(app)
 
 
 @app.callback()

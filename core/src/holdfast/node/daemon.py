@@ -39,6 +39,7 @@ from holdfast.local.host import Space
 from holdfast.local.logging import Form, Level, set_up
 from holdfast.messages import Attach, Hello, PeerHello, SessionOpen
 from holdfast.model import GroupRecord, NodeRecord, VolumeSpec
+from holdfast.node import eventlog
 from holdfast.node.consumer import Consumer
 from holdfast.node.control import serve_control
 from holdfast.node.eventlog import EventLog
@@ -127,7 +128,7 @@ class Node:
             dial=self._dial_copy,
             spawn=self.tasks.spawn,
             heard=self._kick,
-            events=EventLog((data[0] if data else Path.cwd()) / "events", self.name),
+            events=EventLog((data[0] if data else Path.cwd()) / eventlog.DIRECTORY, self.name),
             observing=self.observing,
         )
         self.heartbeats = Heartbeats(

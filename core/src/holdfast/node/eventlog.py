@@ -1,6 +1,7 @@
 """The history of each volume, as far as this node made it: one JSON line per event.
 
 Kept for people and for `holdfast audit`: short, append-only, bounded. Nothing reads it to decide.
+A line has a sentence for people, or facts for the audit (`witness.py`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ FILE_BYTES_MAX = MIB
 _log = logging.getLogger("holdfast.node")
 
 
+DIRECTORY = "events"
+"""Below the first data directory of a node."""
+
+
 class EventLog:
     """The events of all volumes on one node."""
 
@@ -35,20 +40,21 @@ class EventLog:
     def add(self, spec: VolumeSpec, epoch: int, kind: str, sentence: str) -> None:
         """Append an event, and log it."""
         _log.info("%s: %s", spec.name, sentence, extra={"volume": spec.name, "epoch": epoch})
-        line = {
-            "at": time.time(),
-            "node": self._node,
-            "epoch": epoch,
-            "kind": kind,
-            "sentence": sentence,
-        }
-        # A disk that stalls, which is when events come, must not hold the loop.
-        self._thread.submit(self._append, spec, json.dumps(line) + "\n")
+        self._keep(spec.id, epoch, kind, {"sentence": sentence})
         for waiter in self._waiters.get(spec.id, ()):
             waiter.set()
 
-    def _append(self, spec: VolumeSpec, line: str) -> None:
-        path = self._path(spec.id)
+    def fact(self, volume: VolumeId, epoch: int, kind: str, **facts: Any) -> None:
+        """Append what only `holdfast audit` reads; people are not shown it."""
+        self._keep(volume, epoch, kind, {"facts": facts})
+
+    def _keep(self, volume: VolumeId, epoch: int, kind: str, more: dict[str, Any]) -> None:
+        line = {"at": time.time(), "node": self._node, "epoch": epoch, "kind": kind, **more}
+        # A disk that stalls, which is when events come, must not hold the loop.
+        self._thread.submit(self._append, volume, json.dumps(line) + "\n")
+
+    def _append(self, volume: VolumeId, line: str) -> None:
+        path = self._path(volume)
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             with path.open("a", encoding="utf-8") as file:
@@ -57,16 +63,17 @@ class EventLog:
             if size > FILE_BYTES_MAX:
                 _halve(path)
         except OSError as error:
-            _log.warning("An event of %s was not kept: %s", spec.name, error)
+            _log.warning("An event of volume %s was not kept: %s", volume, error)
 
     def read(self, volume: VolumeId) -> list[dict[str, Any]]:
-        """Return the events of a volume, oldest first, with all that were added before."""
+        """Return the events of a volume for people, oldest first, with all that were added before."""
         return self._thread.submit(self._read, volume).result()
 
     def _read(self, volume: VolumeId) -> list[dict[str, Any]]:
         try:
             with self._path(volume).open(encoding="utf-8") as file:
-                return [event for line in file if (event := _parse(line)) is not None]
+                events = [event for line in file if (event := _parse(line)) is not None]
+                return [event for event in events if "sentence" in event]
         except OSError:
             return []
 

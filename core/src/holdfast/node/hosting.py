@@ -33,6 +33,7 @@ from holdfast.node.eventlog import EventLog
 from holdfast.node.observing import Observing
 from holdfast.node.pending import PendingLink
 from holdfast.node.pump import Outlet, Pump, PumpLink
+from holdfast.node.witness import Witness
 from holdfast.sync import events as ev
 from holdfast.sync.healing import PolicyOf
 from holdfast.sync.opening import open_member, opened
@@ -74,6 +75,9 @@ class Hosting:
         self.directory = directory
         self.peers = peers
         self.events = events
+        self._witness = Witness(events)
+        self.note = self._witness.note
+        self.looked = self._witness.look
         self.pumps: dict[VolumeId, Pump] = {}
         self.orphans: dict[Path, str] = {}
         """Copies on disk that are not opened, with the reason."""
@@ -98,6 +102,7 @@ class Hosting:
         before, after = self._unsure.pop(volume, (None, None))
         if after is not None and record == after:
             self._observing.group_changed(self.directory.specs.get(volume), before, after)
+            self._witness.wrote(after, 0, version)
         return record, version
 
     async def write_group(self, record: GroupRecord, version: int) -> int:
@@ -115,6 +120,7 @@ class Hosting:
             raise
         assert entry is not None
         self._observing.group_changed(self.directory.specs.get(volume), before, record)
+        self._witness.wrote(record, version, entry.version)
         return entry.version
 
     async def dial(self, node: NodeName, hello: Attach, handler: PumpLink) -> Outlet:
@@ -128,10 +134,6 @@ class Hosting:
     def heard(self, pump: Pump) -> None:
         """A lease set has changed; a heartbeat is due."""
         self._heard()
-
-    def note(self, pump: Pump, kind: str, sentence: str) -> None:
-        """Keep a line of a volume's history."""
-        self.events.add(pump.member.ctx.spec, pump.member.ctx.epoch, kind, sentence)
 
     def removed(self, pump: Pump) -> None:
         """Close a superseded copy and delete its data."""
@@ -239,6 +241,7 @@ class Hosting:
         pump = Pump(self, member, store, self._threads[path.parents[1]])
         self.pumps[spec.id] = pump
         self._paths[spec.id] = path
+        self._witness.opened(pump)
         pump.feed(ev.NodesSeen(self.directory.alive))
         return pump
 

@@ -74,6 +74,10 @@ class PumpHost(Protocol):
         """Keep a line of a volume's history."""
         ...
 
+    def looked(self, pump: Pump) -> None:
+        """The member has looked at the time."""
+        ...
+
     def removed(self, pump: Pump) -> None:
         """The copy is superseded; its pump is closed and its data goes."""
         ...
@@ -216,6 +220,7 @@ class Pump:
         self._timer = None
         self._timer_at = float("inf")
         self.feed(ev.Tick())
+        self.host.looked(self)
 
     # -- links ------------------------------------------------------------------------------------
 
