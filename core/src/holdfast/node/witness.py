@@ -82,7 +82,7 @@ class Witness:
             return
         if known is not None:
             # A lease that has run out did so before anybody looked.
-            ended = time.time() - max(0.0, now - until) if until and not epoch else time.time()
+            ended = time.time() - (now - until if 0.0 < until < now else 0.0)
             self._events.fact(stepped.volume, known, "silent", until=ended)
             del self._answering[stepped.volume]
         if epoch:
