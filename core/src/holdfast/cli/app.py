@@ -26,6 +26,7 @@ from holdfast.cli import (
     config,
     demo,
     doctor,
+    drive,
     explain,
     node,
     plugin,
@@ -60,6 +61,7 @@ cluster.add_to(app)
 explain.add_to(app)
 app.add_typer(volume.app)
 app.add_typer(node.app)
+app.add_typer(drive.app)
 app.add_typer(plugin.app)
 app.add_typer(config.app)
 doctor.add_to(app)

@@ -180,6 +180,19 @@ def _devices(_context: Context) -> Iterator[Finding]:
             yield Finding(f"attach by {info.name}", MISSING, lack)
 
 
+def _replicators(_context: Context) -> Iterator[Finding]:
+    from holdfast.kernel import registry
+
+    for info in registry.list_drivers("replicator"):
+        if info.status is not registry.DriverStatus.OK:
+            continue
+        lacks = registry.load("replicator", info.name).lacks()
+        if not lacks:
+            yield Finding(f"replicator {info.name}", OK, "This machine has all that it needs.")
+        for told, remedy in lacks:
+            yield Finding(f"replicator {info.name}", MISSING, told, remedy)
+
+
 def _programs(_context: Context) -> Iterator[Finding]:
     for program, package, purpose in (
         ("nbdinfo", "libnbd-bin", "looks at NBD servers"),
@@ -215,6 +228,7 @@ _CHECKS: tuple[Callable[[Context], Iterator[Finding]], ...] = (
     _files,
     _ports,
     _devices,
+    _replicators,
     _programs,
     _local_cluster,
 )

@@ -113,6 +113,22 @@ def volume_table(volumes: Iterable[Json]) -> Table:
     return made
 
 
+def md_table(volumes: Iterable[Json]) -> Table:
+    """Return one line for each volume of the replicator md, in MD's words."""
+    made = table(
+        "VOLUME", "PHASE", "MDSTATE", "TOTAL", "ACTIVE", "FAILED", "DOWN", "SYNC", "NODE", "DEVICE",
+        right=["TOTAL", "ACTIVE", "FAILED", "DOWN", "SYNC"],
+    )  # fmt: skip
+    for volume in volumes:
+        words = volume["md"]
+        counts = [str(words[key]) for key in ("total", "active", "failed", "down")]
+        made.add_row(
+            volume["name"], words["phase"], words["mdstate"], *counts, words["sync"],
+            volume["attached"] or "-", words["mounted"] or words["device"],
+        )  # fmt: skip
+    return made
+
+
 def volume_page(volume: Json) -> RenderableType:
     """Return all that is known of one volume."""
     head = Table.grid(padding=(0, 2))
@@ -129,6 +145,12 @@ def volume_page(volume: Json) -> RenderableType:
     head.add_row("Replicas", f"{volume['declared_replicas']} declared")
     head.add_row("Epoch", str(volume["epoch"]))
     head.add_row("In use by", volume["attached"] or "nobody")
+    if "md" in volume:
+        return Group(
+            head,
+            Padding(md_table([volume]), (1, 0, 0, 0)),
+            Padding(copies_table(volume["copies"]), (1, 0, 0, 0)),
+        )
     return Group(head, Padding(copies_table(volume["copies"]), (1, 0, 0, 0)))
 
 

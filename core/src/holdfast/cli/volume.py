@@ -76,6 +76,31 @@ Transports = Annotated[
         show_default="the nodes' own",
     ),
 ]
+Spread = Annotated[
+    str | None,
+    typer.Option(
+        "--spread",
+        metavar="KEY",
+        help="Put copies on nodes that differ in this node label, such as zone.",
+    ),
+]
+Replicator = Annotated[
+    str | None,
+    typer.Option(
+        "--replicator",
+        metavar="NAME",
+        help="What keeps the copies equal: lockstep, or md.",
+        show_default="lockstep",
+    ),
+]
+ReplicatorSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--replicator-set",
+        metavar="KEY=VALUE",
+        help="A parameter of the replicator, such as drivesPerCopy=2; repeat.",
+    ),
+]
 
 POLL_S = 0.2
 """How often a status is asked for while somebody waits for it."""
@@ -92,16 +117,11 @@ def create(
     policy: NewPolicy = None,
     settings: Settings = None,
     label: Labels = None,
-    spread: Annotated[
-        str | None,
-        typer.Option(
-            "--spread",
-            metavar="KEY",
-            help="Put copies on nodes that differ in this node label, such as zone.",
-        ),
-    ] = None,
+    spread: Spread = None,
     missing: MissingTimeout = None,
     transport: Transports = None,
+    replicator: Replicator = None,
+    replicator_settings: ReplicatorSettings = None,
     shared: Annotated[
         bool,
         typer.Option("--shared", help="Let several nodes write at once (cluster file systems)."),
@@ -136,6 +156,8 @@ def create(
         shared=shared or None,
         primary_node=node,
         **transports_in(transport),
+        replicator=replicator,
+        replicator_options=pairs(replicator_settings or [], "--replicator-set") or None,
     )
     for warning in warnings:
         warn(warning)
@@ -153,7 +175,12 @@ def create(
 
 
 @app.command("list")
-def list_volumes(ctx: typer.Context) -> None:
+def list_volumes(
+    ctx: typer.Context,
+    wide: Annotated[
+        bool, typer.Option("--wide", help="Also what MD says of volumes of the replicator md.")
+    ] = False,
+) -> None:
     """List all volumes."""
     context = here(ctx)
     volumes = context.client().volumes()
@@ -164,7 +191,11 @@ def list_volumes(ctx: typer.Context) -> None:
     else:
         from holdfast.cli import render
 
-        render.show(render.volume_table(volumes))
+        if wide and (arrays := [each for each in volumes if "md" in each]):
+            render.show(render.md_table(arrays))
+            volumes = [each for each in volumes if "md" not in each]
+        if volumes:
+            render.show(render.volume_table(volumes))
 
 
 @app.command()

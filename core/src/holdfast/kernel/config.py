@@ -91,6 +91,8 @@ class Config:
     volumes: VolumeDefaults
     frontends: Mapping[str, Chosen]
     """By name; only those that are to run."""
+    replicators: Mapping[str, Chosen]
+    """Beside `lockstep`, by name."""
     policies: Mapping[str, Mapping[str, Any]]
     """What `[policy.NAME]` sets, as JSON has it, by name; a volume's own options go before."""
     timing: TimingOptions
@@ -211,6 +213,8 @@ def _values(config: Config) -> Iterator[tuple[str, Any]]:
     for name, chosen in config.frontends.items():
         yield f"frontend.{name}.enabled", True
         yield from _section(f"frontend.{name}", chosen.options)
+    for name, chosen in config.replicators.items():
+        yield from _section(f"replicator.{name}", chosen.options)
     for name, values in config.policies.items():
         for key, value in values.items():
             yield f"policy.{name}.{key}", value
@@ -245,6 +249,7 @@ class _Reader:
             transports={transport.name: transport, **self._further(transport.name)},
             volumes=self._volumes(volumes),
             frontends=self._frontends(),
+            replicators=self._replicators(),
             policies=self._policies(),
             timing=self._own("timing", TimingOptions),
             scrub=self._own("scrub", ScrubOptions),
@@ -263,7 +268,7 @@ class _Reader:
 
     def _check_sections(self) -> None:
         known = {name.partition(".")[0] for name in SECTIONS}
-        known |= DEFAULT_DRIVERS.keys() | {"frontend", "policy"}
+        known |= DEFAULT_DRIVERS.keys() | {"frontend", "replicator", "policy"}
         for key in self._content:
             if key not in known:
                 raise unknown_key(key, known, self._where)
@@ -348,6 +353,16 @@ class _Reader:
             options = self._options(driver, section, where.key(name))
             if enabled:
                 chosen[name] = Chosen(name, driver, options)
+        return chosen
+
+    def _replicators(self) -> dict[str, Chosen]:
+        where = self._where.key("replicator")
+        chosen: dict[str, Chosen] = {}
+        for name, section in self._table(self._content, "replicator", self._where).items():
+            if not isinstance(section, Mapping):
+                raise unknown_key(name, registry.names("replicator"), where)
+            driver = self._driver("replicator", name, where.key(name))
+            chosen[name] = Chosen(name, driver, self._options(driver, section, where.key(name)))
         return chosen
 
     def _policies(self) -> dict[str, Mapping[str, Any]]:

@@ -16,7 +16,7 @@ from holdfast.kernel.schema import OptionInfo, describe_options, listed
 from holdfast.kernel.sections import SECTIONS
 from holdfast.units import KIB, format_size
 
-KINDS: tuple[str, ...] = ("state", "transport", "frontend", "policy")
+KINDS: tuple[str, ...] = ("state", "transport", "frontend", "replicator", "policy")
 """The kinds of driver that have sections, in the order of the reference."""
 
 _INTRODUCTION = """\
@@ -68,6 +68,7 @@ def render_reference(drivers: Iterable[tuple[str, str, type[Any]]]) -> str:
 _NOTES = {
     "policy": "What volumes with this policy get unless they say otherwise.\n\n",
     "frontend": "",
+    "replicator": "Runs on this node once the section is there; `lockstep` needs none.\n\n",
 }
 
 _ALSO = (

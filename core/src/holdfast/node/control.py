@@ -354,6 +354,8 @@ _JSON_TYPES: Mapping[str, type | tuple[type, ...]] = {
     "member_missing_timeout_s": (int, float),
     "transport": str,
     "transports": dict,
+    "replicator": str,
+    "replicator_options": dict,
 }
 
 

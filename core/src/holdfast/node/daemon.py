@@ -47,7 +47,9 @@ from holdfast.node.heartbeats import Heartbeats
 from holdfast.node.hosting import Hosting
 from holdfast.node.observing import Observing
 from holdfast.node.pump import Pump
+from holdfast.node.replicators import ReplicatorService, open_replicators
 from holdfast.node.scrubbing import Scrubbing
+from holdfast.node.service import NodeService
 from holdfast.node.service_impl import Service
 from holdfast.node.tasks import Tasks
 from holdfast.node.transports import Transports
@@ -223,7 +225,11 @@ class Node:
                 self.frontends[name] = await chosen.driver.open(chosen.options, self.consumer)
                 stack.push_async_callback(self.frontends[name].aclose)
             await self._publish(address, session=self.process)
-            service = Service(self)
+            service: NodeService = Service(self)
+            if self.config.replicators:
+                replicators = await open_replicators(self)
+                stack.push_async_callback(replicators.aclose)
+                service = ReplicatorService(self, replicators)
             async with serve_control(service, self._control_path()):
                 _settle_heap()
                 self.ready = True

@@ -41,6 +41,10 @@ class VolumeRequest:
     """What carries the replication."""
     transports: Mapping[str, str] = attrs.field(factory=dict)
     """Node name to transport, for copies that are reached by another one."""
+    replicator: str | None = None
+    """What keeps the copies equal; None for `lockstep`."""
+    replicator_options: Mapping[str, Any] = attrs.field(factory=dict)
+    """Parameters of a replicator other than `lockstep`; values may be strings as typed."""
 
 
 @attrs.frozen

@@ -42,6 +42,15 @@ from holdfast.units import (
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
+def check_name(name: str) -> None:
+    """Raise `UsageError` when a volume cannot be called `name`."""
+    if _NAME.fullmatch(name) is None:
+        raise UsageError(
+            f"{name!r} cannot be a volume's name.",
+            hint="Use up to 63 letters, digits, dots, dashes and underscores.",
+        )
+
+
 class Policies:
     """Policies by specification, made once for each; unknown ones are errors of their maker."""
 
@@ -180,11 +189,12 @@ class Volumes:
     # -- declaring ---------------------------------------------------------------------------------
 
     def _declared(self, request: VolumeRequest) -> VolumeSpec:
-        if _NAME.fullmatch(request.name) is None:
+        if request.replicator not in {None, "lockstep"}:
             raise UsageError(
-                f"{request.name!r} cannot be a volume's name.",
-                hint="Use up to 63 letters, digits, dots, dashes and underscores.",
+                f"This node does not run the replicator {request.replicator!r}.",
+                hint=f"Add [replicator.{request.replicator}] to the configuration of every node.",
             )
+        check_name(request.name)
         _check_size(request.size_bytes)
         defaults = self._defaults
         replicas = defaults.replicas if request.replicas is None else request.replicas
