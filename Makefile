@@ -6,6 +6,7 @@
 #   make bench            compare with nbdkit and QEMU on this machine; BENCH="--rounds 5" passes options
 #   make crash SEEDS=200  what power losses may leave of a copy, and of file systems, thoroughly
 #   make fuzz MINUTES=10  bytes from outside, made up; by coverage where atheris is installed
+#   make model            check the large models of the specification in docs/spec (hours)
 #   make soak MINUTES=30  random faults under a checking writer
 #   make explore          every order of events of a small world; EXPLORE="--faults 3" passes options
 #   make clean            remove the environment and all caches
@@ -16,13 +17,14 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lint-rules lint-format lint-types lint-words bench crash fuzz soak explore setup tools clean
+.PHONY: help demo test lint lint-rules lint-format lint-types lint-words bench crash fuzz soak explore model setup tools clean
 
 VENV ?= .venv
 MINUTES ?= 10
 SEEDS ?= 200
 BENCH ?=
 EXPLORE ?= --writes 2 --faults 1 --deviations 1
+MODEL ?= large-failover large-network large-power large-planned large-policy large-live
 PYTEST ?=
 CHECKED := core plugins tests benchmarks conftest.py
 
@@ -99,6 +101,9 @@ crash: setup
 fuzz: setup
 	-@$(PIP) install --only-binary :all: "atheris>=3,<4"
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
+
+model: setup
+	$(BIN)/python -m tests.harness.tlc $(MODEL)
 
 soak: setup
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)

@@ -1,5 +1,3 @@
-Draft: not yet bound to a configuration, to a table of functions, or to a test.
-
 ------------------------------ MODULE Holdfast ------------------------------
 (***************************************************************************)
 (* One group of Holdfast: copies of a volume that decide for themselves    *)
@@ -37,7 +35,7 @@ CONSTANTS
 ASSUME /\ MaxWrites \in Nat /\ MaxFlushes \in Nat /\ MaxFaults \in Nat
        /\ Clears \subseteq BOOLEAN /\ MaxSessions \in Nat /\ Least < Cardinality(Copies)
        /\ Faults \subseteq {"crash", "reboot", "wipe", "cut", "isolate", "store", "answer",
-                         "handover"}
+                         "late", "slow", "handover"}
 
 VARIABLES
     rec,        \* The group record in the state store.
@@ -117,11 +115,13 @@ Whole(c) == rec.st[c] = "in" /\ ~disk[c].lost /\ ~disk[c].other
    and is about to join, and whoever a compare-and-set under way may already have made in sync. *)
 Required(p) == Others(p) \cup {c \in Copies : leg[p][c].join} \cup Asked(p)
 
-(* R5: whether c answers p's heartbeat with a promise. *)
+(* R5: whether c answers p's heartbeat with a promise.  A copy that stands for primary, or is one,
+   gives none at its own epoch or below. *)
+Known(c) == Max(epoch[c], view[c].epoch)
 Grants(p, c) ==
-    /\ role[p] = "primary" /\ role[c] = "replica" /\ Connected(p, c)
-    /\ LET known == Max(epoch[c], view[c].epoch)
-       IN  view[p].epoch > known \/ (view[p].epoch = known /\ view[c].primary = p)
+    /\ role[p] = "primary" /\ role[c] # "down" /\ Connected(p, c)
+    /\ \/ view[p].epoch > Known(c)
+       \/ view[p].epoch = Known(c) /\ view[c].primary = p /\ role[c] = "replica"
 
 LeaseHeld(p) == (Others(p) \cup Asked(p)) \subseteq pri[p].lease
 MayAnswer(p) == role[p] = "primary" /\ pri[p].serving /\ ~pri[p].stopped /\ LeaseHeld(p)
@@ -159,7 +159,7 @@ Init ==
     /\ want = [c \in Copies |-> None]
     /\ epoch = [c \in Copies |-> 1]
     /\ hist = [issued |-> 0, acked |-> 0, kept |-> 0, seen |-> 0, flushed |-> 0, flushes |-> 0]
-    /\ net = [cut |-> {}, store |-> {}, faults |-> 0]
+    /\ net = [cut |-> {}, store |-> {}, late |-> {}, faults |-> 0]
 
 (* A sync begins (R8).  A dirty map that names nothing and a copy that suspects nothing need no
    comparison; without a map the hash tree compares everything. *)
@@ -302,9 +302,9 @@ RecvAck(p, c) ==
     /\ role[p] = "primary" /\ leg[p][c].ph = "stream" /\ leg[p][c].done > 0
     /\ LET l == leg[p][c]
            q == SubSeq(l.q, l.done + 1, Len(l.q))
-           \* A copy is counted on only when it has what was answered without it.
+           \* A copy is counted on only when it has what was answered, or read, without it.
            ended == /\ l.job = "sent" /\ ~Has(q, "s") /\ ~Has(q, "F")
-                    /\ \A i \in 1..Len(q) : q[i].k = "w" => Holds(pri[p].pend, q[i])
+                    /\ \A i \in 1..Len(q) : q[i].k = "w" => ~Committed(p, q[i])
            l2 == [l EXCEPT !.q = q, !.done = 0]
        IN  leg' = [leg EXCEPT ![p][c] =
                IF ~ended THEN l2
@@ -394,10 +394,16 @@ Lost(c) ==
     /\ TakeRecord(c, rec)
     /\ UNCHANGED <<rec, hist, net>>
 
+(* The stream is about to tell the copy what the record says, or has done so.  Whether a watch is
+   quicker makes no difference then, and is not followed. *)
+IsTold(c) == LET p == up[c] IN
+    /\ role[p] = "primary" /\ Connected(p, c) /\ leg[p][c].ph = "stream"
+    /\ view[p].primary = rec.primary /\ view[p].epoch = rec.epoch
+
 (* A watch, or a read after a refusal. *)
 SeeRecord(c) ==
     /\ role[c] \in {"replica", "primary"} /\ want[c] = None /\ StoreUp(c) /\ rec # view[c]
-    /\ role[c] = "replica" => up[c] = None \/ rec.primary # view[c].primary
+    /\ IF role[c] = "replica" /\ up[c] # None THEN rec.epoch >= epoch[c] /\ ~IsTold(c) ELSE TRUE
     /\ TakeRecord(c, rec)
     /\ UNCHANGED <<rec, want, hist, net>>
 
@@ -458,7 +464,9 @@ Refuses(c, e) == \/ e < Max(epoch[c], view[c].epoch)
 Attach(p, c) ==
     /\ role[p] = "primary" /\ p # c /\ role[c] # "down" /\ Connected(p, c)
     /\ ~leg[p][c].fault
-    /\ leg[p][c].ph = "closed" \/ up[c] # p
+    \* The link of a sync that broke is a fault first, so that nothing that was sent is forgotten.
+    /\ \/ leg[p][c].ph = "closed"
+       \/ up[c] # p /\ (leg[p][c].ph = "ready" \/ view[p].st[c] = "in")
     /\ ~Refuses(c, view[p].epoch)
     /\ LET r == view[p]
            d == Adopted(c, Joined(c, disk[c], r), view[c], r)
@@ -555,25 +563,28 @@ LegFault(p, c) ==
 
 Free(p) == role[p] = "primary" /\ want[p] = None
 
-AskDrop(p) ==
-    LET gone == {c \in Copies : leg[p][c].fault /\ view[p].st[c] # "off"}
-        step == IF gone \cap InSync(view[p]) # {} THEN 1 ELSE 0
-    IN  /\ Free(p) /\ gone # {}
-        /\ Ask(p, [view[p] EXCEPT !.epoch = @ + step, !.sus = @ \ gone,
-                                  !.st = [c \in Copies |-> IF c \in gone THEN "off" ELSE @[c]]])
-        /\ UNCHANGED <<rec, view, role, epoch, up, disk, pri, leg, hist, net>>
+(* What is asked for is one function of what is: the failed copies out (R2), then those that caught
+   up in, then those that came back marked as syncing. *)
+Dropped(p, r) ==
+    LET gone == {c \in Copies : leg[p][c].fault /\ r.st[c] # "off"}
+    IN  [r EXCEPT !.epoch = @ + (IF gone \cap InSync(r) # {} THEN 1 ELSE 0), !.sus = @ \ gone,
+                  !.st = [c \in Copies |-> IF c \in gone THEN "off" ELSE @[c]]]
 
-AskJoin(p) ==
-    LET ready == {c \in Copies : leg[p][c].join /\ view[p].st[c] = "sync" /\ c \in pri[p].lease}
-    IN  /\ Free(p) /\ pri[p].serving /\ ready # {}
-        /\ Ask(p, [view[p] EXCEPT !.epoch = @ + 1,
-                                  !.st = [c \in Copies |-> IF c \in ready THEN "in" ELSE @[c]]])
-        /\ UNCHANGED <<rec, view, role, epoch, up, disk, pri, leg, hist, net>>
+WithJoined(p, r) ==
+    LET ready == {c \in Copies : leg[p][c].join /\ r.st[c] = "sync" /\ c \in pri[p].lease}
+    IN  [r EXCEPT !.epoch = @ + (IF ready # {} THEN 1 ELSE 0),
+                  !.st = [c \in Copies |-> IF c \in ready THEN "in" ELSE @[c]]]
 
-AskBegin(p, c) ==
-    /\ Free(p) /\ pri[p].serving /\ leg[p][c].wants /\ view[p].st[c] = "off"
-    /\ Ask(p, [view[p] EXCEPT !.st[c] = "sync"])
-    /\ UNCHANGED <<rec, view, role, epoch, up, disk, pri, leg, hist, net>>
+WithBegun(p, r) ==
+    [r EXCEPT !.st = [c \in Copies |->
+        IF leg[p][c].wants /\ @[c] = "off" THEN "sync" ELSE @[c]]]
+
+AskHealing(p) ==
+    LET r == IF pri[p].serving THEN WithBegun(p, WithJoined(p, Dropped(p, view[p])))
+             ELSE Dropped(p, view[p])
+    IN  /\ Free(p) /\ r # view[p]
+        /\ Ask(p, r)
+        /\ UNCHANGED <<rec, view, role, epoch, up, disk, pri, leg, hist, net>>
 
 (* The policy (I6): below the least for longer than the grace, writing ends; it comes back when
    enough replicas are online and a consumer attaches anew. *)
@@ -604,15 +615,19 @@ Died(c, d) ==
          [d EXCEPT !.pin = d.pin \/ d.mark, !.win = FALSE, !.begun = FALSE,
                    !.map = IF d.pin \/ d.mark THEN Dirtied(d) ELSE d.map]]
     /\ view' = [view EXCEPT ![c] = NoRecord]
-    /\ net' = [net EXCEPT !.faults = @ + 1]
+    /\ net' = [net EXCEPT !.faults = @ + 1,
+                          !.late = @ \cup {w \in {want[c]} \ {None} :
+                                             "late" \in Faults /\ w.st = "asked"}]
     /\ UNCHANGED <<rec, epoch, hist>>
 
 Crash(c) == Fault("crash") /\ role[c] # "down" /\ Died(c, disk[c])
 
-(* Power is lost: of what was not flushed, none or all has reached the disk. *)
+(* Power is lost: of what was not flushed, any part has reached the disk. *)
+Between(a, b) == (IF a < b THEN a ELSE b)..Max(a, b)
+
 Reboot(c) ==
     /\ Fault("reboot")
-    /\ \E v \in {disk[c].data, disk[c].dur} :
+    /\ \E v \in Between(disk[c].data, disk[c].dur) :
          Died(c, [disk[c] EXCEPT !.data = v, !.dur = v, !.lost = TRUE])
 
 (* A node comes back with an empty disk under its old name; another copy holds everything. *)
@@ -643,6 +658,13 @@ AnswerLost(c) ==
     /\ net' = [net EXCEPT !.faults = @ + 1]
     /\ UNCHANGED <<rec, view, role, epoch, up, disk, pri, leg, hist>>
 
+(* R12: heartbeats live, acknowledgements stand still for too long. *)
+Slow(p, c) ==
+    /\ Fault("slow") /\ role[p] = "primary" /\ c \in Others(p) /\ ~leg[p][c].fault
+    /\ leg' = [leg EXCEPT ![p][c] = [@ EXCEPT !.fault = TRUE, !.join = FALSE]]
+    /\ net' = [net EXCEPT !.faults = @ + 1]
+    /\ UNCHANGED <<rec, view, want, role, epoch, up, disk, pri, hist>>
+
 (* An operator, or a node that stops in order: everything is answered, then the record changes. *)
 Handover(p, c) ==
     /\ Fault("handover") /\ Free(p) /\ pri[p].serving /\ pri[p].pend = <<>> /\ c \in Others(p)
@@ -654,6 +676,19 @@ Handover(p, c) ==
                                !.st[p] = IF leave THEN "off" ELSE "in"])
     /\ net' = [net EXCEPT !.faults = @ + 1]
     /\ UNCHANGED <<rec, view, role, epoch, up, disk, leg, hist>>
+
+(* What a process asked for before it died may still arrive at the store, or never. *)
+LateApply ==
+    /\ \E w \in net.late :
+         /\ net' = [net EXCEPT !.late = @ \ {w}]
+         /\ rec' = IF rec = w.exp THEN w.new ELSE rec
+         /\ hist' = IF rec' = rec \/ rec'.primary \notin rec.sus THEN hist
+                    ELSE [hist EXCEPT !.kept = hist.flushed, !.seen = hist.flushed]
+    /\ UNCHANGED <<view, want, role, epoch, up, disk, pri, leg>>
+
+LateLost ==
+    /\ \E w \in net.late : net' = [net EXCEPT !.late = @ \ {w}]
+    /\ UNCHANGED <<rec, view, want, role, epoch, up, disk, pri, leg, hist>>
 
 Restart(c) ==
     /\ role[c] = "down" /\ StoreUp(c)
@@ -670,29 +705,32 @@ Heal ==
 Consumer == \E p \in Copies : Write(p) \/ Flush(p) \/ Answer(p) \/ Read(p)
 
 Faulty == \/ \E c \in Copies : Crash(c) \/ Reboot(c) \/ Wipe(c) \/ Isolate(c) \/ StoreOut(c) \/ AnswerLost(c)
-          \/ \E a, b \in Copies : Cut(a, b) \/ Handover(a, b)
+          \/ \E a, b \in Copies : Cut(a, b) \/ Slow(a, b) \/ Handover(a, b)
 
 Solo(c) == \/ Beat(c) \/ Lapse(c) \/ StoreApply(c) \/ Won(c) \/ Lost(c) \/ SeeRecord(c)
            \/ PublishSuspect(c) \/ Stand(c) \/ Promote(c)
            \/ Reconcile(c) \/ Serve(c) \/ Restart(c)
-           \/ AskDrop(c) \/ AskJoin(c) \/ AskReadOnly(c) \/ AskAttach(c)
+           \/ AskHealing(c) \/ AskReadOnly(c) \/ AskAttach(c)
 
 Pair(p, c) == \/ Deliver(p, c) \/ RecvAck(p, c)
               \/ TakeOver(p, c) \/ Attach(p, c) \/ Hash(p, c) \/ Compare(p, c) \/ SendRun(p, c)
-              \/ LegFault(p, c) \/ AskBegin(p, c)
+              \/ LegFault(p, c)
 
-Next == \/ Consumer \/ Faulty \/ Heal
+Next == \/ Consumer \/ Faulty \/ Heal \/ LateApply \/ LateLost
         \/ \E c \in Copies : Solo(c)
         \/ \E p, c \in Copies : Pair(p, c)
 
 Spec == Init /\ [][Next]_vars
 
 Fairness ==
-    /\ WF_vars(Heal)
+    /\ WF_vars(Heal) /\ WF_vars(LateLost)
     /\ \A p \in Copies : WF_vars(Answer(p)) /\ WF_vars(Solo(p))
     /\ \A p, c \in Copies : WF_vars(Pair(p, c))
 
-FairSpec == Spec /\ Fairness
+(* Copies are alike, so it does not matter which of them begins as primary; where symmetry must not
+   be used, because liveness is checked, this saves two thirds. *)
+FairSpec == /\ Init /\ rec.primary = (CHOOSE c \in Copies : TRUE)
+            /\ [][Next]_vars /\ Fairness
 
 -----------------------------------------------------------------------------
 (* What must hold *)

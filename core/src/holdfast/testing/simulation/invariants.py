@@ -64,6 +64,10 @@ class Invariants:
                 continue
             self._alone(pump)
             volume, request, accesses, session = asked
+            if world.observer is not None:
+                world.observer.on_answer(
+                    pump, request, value_of(bytes(reply.data)) if reply.data else None
+                )
             if request.kind in _WRITES:
                 self._acknowledged(pump, record)
                 self._is_writer(pump, session)

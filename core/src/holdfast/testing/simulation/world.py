@@ -12,6 +12,7 @@ import heapq
 import random
 from collections import deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from attrs import define, field, frozen
 
@@ -30,6 +31,9 @@ from holdfast.testing.simulation.node import Machine, Process
 from holdfast.testing.simulation.store import Store
 from holdfast.testing.simulation.workload import Client, Load
 from holdfast.units import BLOCK_BYTES, MIB, CopyId, Epoch, NodeName, VolumeId
+
+if TYPE_CHECKING:
+    from holdfast.testing.simulation.abstraction import Observer
 
 TRACE_LINES = 4000
 CHECK_EVERY_S = 0.5
@@ -105,6 +109,8 @@ class World:
     flush_starts: dict[int, int] = field(factory=dict)
     loads: dict[VolumeId, Load] = field(factory=dict)
     homes: dict[VolumeId, tuple[NodeName, ...]] = field(factory=dict)
+    observer: Observer | None = None
+    """Keeps the states of the first volume for the specification, where that is wanted."""
     lines: deque[str] = field(factory=lambda: deque(maxlen=TRACE_LINES))
     _heap: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = field(factory=list)
     _order: int = 0
@@ -154,6 +160,8 @@ class World:
             self.now = time
             self.events += 1
             action(*args)
+            if self.observer is not None:
+                self.observer.look()
             if self.events > budget:
                 raise Violation("busy", f"more than {EVENTS_PER_S_MAX} events a second")
         self.now = until
