@@ -5,17 +5,20 @@ The long form is `make crash`.
 
 from __future__ import annotations
 
+import itertools
 import random
+import re
 import sqlite3
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.crash.lives import LEAN, Life, memory
-from tests.crash.mutants import MUTANTS, RARE
+from tests.crash.lives import LEAN, PLAIN, Life, memory
+from tests.crash.mutants import LATE, MUTANTS
 from tests.crash.promises import BrokenPromiseError
 
+from holdfast.local.copy import files
 from holdfast.local.sqlite_file import SqliteFile
 
 
@@ -26,6 +29,18 @@ def place() -> Iterator[Path]:
         yield Path(folder)
 
 
+def test_nothing_changes_the_disk_but_through_the_port() -> None:
+    """Else a power loss would be tried on a disk that lacks what was written past it."""
+    calls = "pwrite|pwritev|write|ftruncate|truncate|fdatasync|fsync|mkdir|rename|replace|unlink"
+    past = [
+        f"{path.name}: {line.strip()}"
+        for path in sorted(Path(files.__file__).parent.glob("*.py"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.search(rf"\bos\.({calls})\(|\bshutil\.rmtree\(", line)
+    ]
+    assert not past
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_a_copy_keeps_its_promises_whatever_a_power_loss_leaves(seed: int, place: Path) -> None:
     life = Life(seed, place, LEAN)
@@ -33,17 +48,32 @@ def test_a_copy_keeps_its_promises_whatever_a_power_loss_leaves(seed: int, place
     assert life.states > 300
 
 
-@pytest.mark.parametrize("mistake", [name for name in MUTANTS if name not in RARE])
+def test_a_process_killed_at_any_call_leaves_nothing_to_lean_on_that_is_not_on_disk(
+    place: Path,
+) -> None:
+    # Every other call, for time; the long form kills at each.
+    for calls in itertools.count(step=2):
+        folder = place / str(calls)
+        folder.mkdir()
+        if not Life(0, folder, PLAIN).run_interrupted(calls):
+            break
+    assert calls > 20
+
+
+@pytest.mark.parametrize("mistake", MUTANTS)
 def test_a_mistake_in_the_store_is_found(
     mistake: str, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     MUTANTS[mistake](monkeypatch.setattr)
 
     def live() -> None:
-        for seed in range(4):
+        for seed in range(40 if mistake in LATE else 6):
             folder = place / str(seed)
             folder.mkdir()
-            Life(seed, folder, LEAN).run()
+            if mistake in LATE:
+                Life(0, folder, PLAIN).run_interrupted(seed)
+            else:
+                Life(seed, folder, LEAN).run()
 
     with pytest.raises(BrokenPromiseError, match="See it again"):
         live()

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import pytest
-from tests.crash.lives import LEAN, THOROUGH, Life, memory
-from tests.crash.mutants import MUTANTS
+from tests.crash.lives import LEAN, PLAIN, THOROUGH, Life, memory
+from tests.crash.mutants import LATE, MUTANTS
 from tests.crash.promises import BrokenPromiseError
+
+
+def kill_at_every_call() -> tuple[int, bool]:
+    """Kill a fixed piece of work at each of its calls; return how many states followed, and failure."""
+    states = 0
+    for calls in itertools.count():
+        with tempfile.TemporaryDirectory(dir=memory()) as place:
+            life = Life(0, Path(place), LEAN)
+            try:
+                goes_on = life.run_interrupted(calls)
+            except BrokenPromiseError as error:
+                print(f"Killed after {calls} calls: {error}")
+                return states, True
+            states += life.states
+        if not goes_on:
+            print(f"killed at each of {calls} calls")
+            return states, False
+    raise AssertionError
 
 
 def find_mistakes(seeds: range) -> int:
@@ -23,11 +42,14 @@ def find_mistakes(seeds: range) -> int:
             mutant(patch.setattr)
             for seed in seeds:
                 with tempfile.TemporaryDirectory(dir=memory()) as place:
-                    life = Life(seed, Path(place), LEAN)
+                    life = Life(seed, Path(place), PLAIN if name in LATE else LEAN)
                     try:
-                        life.run()
+                        if name in LATE:
+                            life.run_interrupted(seed)
+                        else:
+                            life.run()
                     except BrokenPromiseError:
-                        found = f"seed {seed}"
+                        found = f"call {seed}" if name in LATE else f"seed {seed}"
                 states += life.states
                 if found:
                     break
@@ -65,6 +87,10 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"Seed {seed}: {error}")
             states += life.states if options.state is None else 1
             calls += life.calls
+    if options.seed is None:
+        more, is_broken = kill_at_every_call()
+        states += more
+        broken += is_broken
     took = time.monotonic() - began
     print(
         f"{len(seeds)} lives, {calls:,} calls, {states:,} states after a power loss"

@@ -75,6 +75,8 @@ class Effort:
 
 
 LEAN = Effort()
+PLAIN = Effort(mixtures=0, exhaustive_most=1)
+"""Only nothing lost and everything lost."""
 THOROUGH = Effort(operations=60, mixtures=24, exhaustive_most=64)
 
 
@@ -110,6 +112,7 @@ class Life:
         self._store: FileCopyStore | None = None
         self._written = 0
         self._boot = 0
+        self._was_cut = False
 
     def run(self) -> None:
         """Live it.
@@ -126,6 +129,45 @@ class Life:
             self._delete()
             self._create()
             self._store_open().close()
+
+    def run_interrupted(self, calls: int) -> bool:
+        """Kill the process after `calls` calls of a fixed piece of work, and do the same again after.
+
+        What the first process left in the page cache is what the second one leans on, so a power
+        loss then shows what should have been synced in between.
+
+        Returns:
+            Whether the work is longer than that.
+
+        Raises:
+            BrokenPromiseError: As `run`.
+        """
+        with through(self._port):
+            self._create()
+            self._work()
+            self._flush()
+            self._dies(self._work, calls)
+            was_cut = self._was_cut
+            self._work()
+            self._close_in_order()
+            self._store_open().close()
+        return was_cut
+
+    def _work(self) -> None:
+        store = self._store_open()
+        self._clear_all()
+        self._save()
+        self._write([self._fresh_write(at, 8) for at in (0, 4 * MIB - 4096)])
+        store.refresh_hashes(1000)
+        self._clear_all()
+        self._write([self._fresh_write(4 * MIB, 1)])
+        store.hashes([64])
+        self._save_dirty()
+        self._drop_dirty()
+        self._save()
+
+    def _clear_all(self) -> None:
+        self._clear_regions(sorted(self._store_open().marked_regions()))
 
     # --- what a power loss may leave ---
 
@@ -227,8 +269,10 @@ class Life:
         self._save_as(attrs.evolve(block, epoch=Epoch(block.epoch + 1)))
 
     def _apply(self) -> None:
-        store, dice = self._store_open(), self._dice
-        ops = [self._op() for _ in range(dice.randrange(1, 4))]
+        self._write([self._op() for _ in range(self._dice.randrange(1, 4))])
+
+    def _write(self, ops: list[Op]) -> None:
+        store = self._store_open()
         regions = {
             r
             for op in ops
@@ -260,12 +304,16 @@ class Life:
         )[0]
         if kind in {OpKind.DISCARD, OpKind.ZERO}:
             return Op(kind, offset, length)
+        return self._fresh_write(offset, length // SECTOR, kind)
+
+    def _fresh_write(self, offset: int, sectors: int, kind: OpKind = OpKind.WRITE) -> Op:
+        """Return a write of bytes that nobody has written before."""
         self._written += 1
         data = b"".join(
             (self._written << 16 | sector).to_bytes(8, "big") * (SECTOR // 8)
-            for sector in range(length // SECTOR)
+            for sector in range(sectors)
         )
-        return Op(kind, offset, length, data)
+        return Op(kind, offset, len(data), data)
 
     def _flush(self) -> None:
         self._store_open().flush()
@@ -273,7 +321,9 @@ class Life:
 
     def _clear(self) -> None:
         marked = sorted(self._store_open().marked_regions())
-        gone = self._dice.sample(marked, self._dice.randrange(len(marked) + 1))
+        self._clear_regions(self._dice.sample(marked, self._dice.randrange(len(marked) + 1)))
+
+    def _clear_regions(self, gone: list[int]) -> None:
         self._promise(marked=self._promises.marked - set(gone))
         self._store_open().clear_regions(gone)
         self._promise(unflushed={})
@@ -322,11 +372,13 @@ class Life:
 
     # --- how the process or the machine ends ---
 
-    def _dies(self, work: Callable[[], None]) -> None:
-        """Kill the process somewhere in `work`, and let another one find what it left."""
-        self._port.calls_left = self._dice.randrange(8)
+    def _dies(self, work: Callable[[], None], calls: int | None = None) -> None:
+        """Kill the process after some calls of `work`, and let another one find what it left."""
+        self._port.calls_left = self._dice.randrange(8) if calls is None else calls
+        self._was_cut = True
         with contextlib.suppress(Killed):
             work()
+            self._was_cut = False
         self._port.calls_left = None
         store, self._store = self._store, None
         if store is not None:

@@ -170,17 +170,14 @@ MUTANTS: Mapping[str, Mutant] = {
     ),
     "an opening trusts the superblock in the cache": _trusting("superblock"),
     "an opening trusts the intent in the cache": _trusting("intent"),
-    "an opening trusts the staleness in the cache": _trusting("stale"),
     "an opening trusts the hashes in the cache": _trusting("hashes"),
 }
 
-RARE = frozenset(
+LATE = frozenset(
     {
-        "clean is said before all is on disk",
         "an opening trusts the superblock in the cache",
         "an opening trusts the intent in the cache",
-        "an opening trusts the staleness in the cache",
         "an opening trusts the hashes in the cache",
     }
 )
-"""Those that take many lives to show; only the long form tries them."""
+"""Those that show only when a power loss follows a kill at the right call."""

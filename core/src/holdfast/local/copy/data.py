@@ -43,10 +43,9 @@ class DataFile:
         try:
             if len(ops) == 1 and ops[0][0] in _WRITES:
                 _, offset, length, data = ops[0]
-                if os.pwrite(fd, data, offset) != length:
-                    files.write_all(
-                        fd, data, offset
-                    )  # A full disk, as like as not; it will say so.
+                if files.port.pwrite(fd, data, offset) != length:
+                    # A full disk, as like as not; it will say so.
+                    files.write_all(fd, data, offset)
                 return
             for kind, offset, length, data in ops:
                 if kind in _WRITES:
