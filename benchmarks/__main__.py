@@ -13,13 +13,18 @@ from pathlib import Path
 
 from benchmarks import machine
 from benchmarks.chart import chart
-from benchmarks.cluster import holdfast
+from benchmarks.cluster import holdfast, holdfast_nvme
 from benchmarks.gluster import gluster
 from benchmarks.jobs import DATA, JOBS, TARGETS, prefill, run
 from benchmarks.peers import PEERS, Peer, PeerError
 from benchmarks.report import OURS, Report
 
-ALL: dict[str, Peer] = {**PEERS, "gluster": gluster, OURS: holdfast}
+ALL: dict[str, Peer] = {
+    **PEERS,
+    "gluster": gluster,
+    OURS: holdfast,
+    f"{OURS}-nvme": holdfast_nvme,
+}
 DEFAULT = ("nbdkit", "quorum", OURS)
 MIB = 1 << 20
 

@@ -13,14 +13,24 @@ from benchmarks.peers import PeerError, Server
 REPLICAS = 2
 
 
+NVME = '[transport]\ndriver = "nvme-tcp"\n[transport.nvme-tcp]\nport = 0\n'
+
+
 @contextlib.contextmanager
-def holdfast(folder: Path, size: int) -> Iterator[Server]:
+def holdfast(folder: Path, size: int, *, config: str = "") -> Iterator[Server]:
     """Three nodes with default settings, so lz4 on; used through the primary's node."""
     try:
-        with RunningCluster(folder / "cluster", nodes=REPLICAS + 1) as cluster:
+        with RunningCluster(folder / "cluster", nodes=REPLICAS + 1, config=config) as cluster:
             cluster.create("bench", str(size), replicas=REPLICAS)
             pids = tuple(cluster.pid(name) for name in cluster.names)
             uri = cluster.url("bench", cluster.primary("bench"))
             yield Server(uri, pids, copies=REPLICAS + 1)
     except CommandFailedError as error:
         raise PeerError(str(error)) from error
+
+
+@contextlib.contextmanager
+def holdfast_nvme(folder: Path, size: int) -> Iterator[Server]:
+    """The same with the transport `nvme-tcp` and its default settings, so both digests on."""
+    with holdfast(folder, size, config=NVME) as server:
+        yield server

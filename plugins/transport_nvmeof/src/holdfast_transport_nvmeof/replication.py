@@ -47,11 +47,11 @@ class ReplicationOpcode(enum.IntEnum):
     """Vendor-specific I/O commands; the low two bits say which way data goes, as for all opcodes."""
 
     SEND = 0x81
-    """Host to controller: one frame in the capsule; completed when it was taken."""
+    """Host to controller: one frame in the capsule; completed with whatever is sent next."""
     RECEIVE = 0x82
     """Controller to host: each C2HData carries one frame, for as long as there is room."""
     COMMIT = 0x84
-    """No data: tells the commit point alone; completed when it was taken."""
+    """No data: tells the commit point alone; completed with whatever is sent next."""
 
 
 class Mark(enum.IntFlag):
@@ -149,9 +149,9 @@ def tables() -> str:
     """Return what is vendor-specific as Markdown tables."""
     lines = ["| command | opcode | data | completed |", "|---|---|---|---|"]
     rows = {
-        ReplicationOpcode.SEND: ("one frame, in the capsule", "when it was taken"),
+        ReplicationOpcode.SEND: ("one frame, in the capsule", "with what is sent next"),
         ReplicationOpcode.RECEIVE: ("C2HData PDUs of one frame each", "when its room is used up"),
-        ReplicationOpcode.COMMIT: ("none", "when it was taken"),
+        ReplicationOpcode.COMMIT: ("none", "with what is sent next"),
     }
     for opcode, (data, when) in rows.items():
         lines.append(f"| {opcode.name} | {opcode.value:02X}h | {data} | {when} |")
