@@ -243,6 +243,33 @@ async def test_reservations_are_offered_when_switched_on() -> None:
         assert struct.unpack_from("<IBH", report) == (1, 1, 1)
 
 
+async def test_reservations_are_refused_where_other_nodes_would_not_know_of_them() -> None:
+    provider = volumes()
+    keys = struct.pack("<QQ", 0, 42)
+    async with serving(provider, reservations=True) as frontend, connected(frontend) as host:
+        await host.reserve(IoOpcode.RESERVATION_REGISTER, cdw10=0, keys=keys)
+        provider.others = ["127.0.0.1:4421"]
+        with pytest.raises(NvmeStatusError, match="INVALID_COMMAND_OPCODE"):
+            await host.reserve(IoOpcode.RESERVATION_REGISTER, cdw10=0, keys=keys)
+        async with connected(frontend, host_id=bytes(16)) as other:
+            (oncs,) = struct.unpack_from("<H", await other.identify(Cns.CONTROLLER), 520)
+            assert not oncs >> 5 & 1
+
+
+async def test_what_is_under_way_when_a_path_is_lost_is_given_back_to_the_host() -> None:
+    provider = volumes()
+    async with serving(provider) as frontend, connected(frontend) as host:
+        volume = provider.volumes["db"]
+        await host.read(0, 512)
+        volume.hold()
+        writing = asyncio.ensure_future(host.write(0, bytes(512)))
+        await until(lambda: volume.served[RequestKind.WRITE] == 1)
+        provider.paths["db"] = PathState.INACCESSIBLE
+        with pytest.raises(ConnectionResetError):
+            await writing
+        await until(lambda: not volume.sessions)
+
+
 async def test_a_hostile_host_is_told_why_and_disconnected(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -306,3 +306,39 @@ def test_no_command_makes_the_queue_ask_for_what_a_volume_does_not_have(
         assert request.offset + request.length <= SIZE
         assert request.length % 512 == 0
     assert len(answers(target)) <= 1 or target.asked
+
+
+def test_a_read_with_fua_is_flushed_first() -> None:
+    target = Target()
+    target.feed(capsule(target, command(IoOpcode.READ, 3, lba=8, blocks=8, flags=FUA)))
+    target.feed(capsule(target, command(IoOpcode.COMPARE, 4, blocks=8, flags=FUA), bytes(4096)))
+    kinds = [request.kind for request in target.asked]
+    assert kinds == [RequestKind.FLUSH, RequestKind.READ, RequestKind.FLUSH, RequestKind.READ]
+    read, compared = answers(target)
+    assert (read[0], status_of(compared)) == (PduType.C2H_DATA, 0)
+
+
+def test_a_read_with_fua_fails_with_its_flush() -> None:
+    target = Target()
+    target.is_held = True
+    target.feed(capsule(target, command(IoOpcode.READ, 3, flags=FUA)))
+    (flush,) = target.asked
+    target.queue.answer([Reply(flush.id, 5)])
+    assert not target.queue.take_requests()
+    (answer,) = answers(target)
+    assert status_of(answer) & STATUS_MASK == Status.UNRECOVERED_READ_ERROR
+
+
+def test_a_command_that_waits_for_room_can_be_aborted() -> None:
+    target = Target()
+    target.is_held = True
+    for cid in range(4):
+        target.feed(capsule(target, command(IoOpcode.READ, cid, blocks=2048)))
+    assert len(target.asked) == 2, "the others wait for room"
+    io = target.queue.io
+    assert io is not None
+    assert (io.abort(3), io.abort(3), io.abort(0)) == (True, False, False)
+    (answer,) = answers(target)
+    assert status_of(answer) & STATUS_MASK == Status.COMMAND_ABORT_REQUESTED
+    target.queue.answer([target.serve(request) for request in target.asked])
+    assert [request.id & 0xFFFF for request in target.queue.take_requests()] == [2]

@@ -7,6 +7,7 @@ group.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -20,6 +21,12 @@ from holdfast.node.directory import Directory
 from holdfast.node.pump import Pump
 from holdfast.node.sessions import NodeSession
 from holdfast.units import NodeName, VolumeId
+
+FENCED_S = 1.5
+"""How long a primary is without its lease before its node is no way to the volume: the margin after
+which others promote themselves, and a little."""
+CUT_OFF_S = 8.0
+"""How long sessions may look for a primary before their node is no way to it; a failover takes 6 s."""
 
 
 class Consumer:
@@ -114,11 +121,16 @@ class Consumer:
         if spec is None or record is None:
             return PathState.INACCESSIBLE
         pump = self.local_pump(spec.id)
-        if record.primary_member.node != self.name or pump is None:
-            return PathState.NON_OPTIMIZED
-        # Deposed, or not promoted yet: what came here would wait for what comes next.
-        here = pump.member.primary is not None
-        return PathState.OPTIMIZED if here else PathState.NON_OPTIMIZED
+        primary = pump.member.primary if pump is not None else None
+        if record.primary_member.node == self.name and primary is not None:
+            # Without its lease it answers nothing, and by now another may have been promoted.
+            is_fenced = time.monotonic() - primary.lease_until() > FENCED_S
+            return PathState.INACCESSIBLE if is_fenced else PathState.OPTIMIZED
+        # Also when it is deposed here, or not promoted yet: what comes waits for what follows.
+        sessions = self._sessions.get(spec.id)
+        if sessions and min(session.cut_off_s for session in sessions) > CUT_OFF_S:
+            return PathState.INACCESSIBLE
+        return PathState.NON_OPTIMIZED
 
     def addresses(self, frontend: str) -> Sequence[str]:
         """Return where other living nodes offer the frontend."""

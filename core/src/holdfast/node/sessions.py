@@ -155,6 +155,8 @@ class NodeSession:
         self.access = Access.READ_WRITE
         self._link: Outlet | None = None
         self._attempt = 0
+        self._cut_at = time.monotonic()
+        """When the session was last without a primary."""
         self._settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._empty: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -231,8 +233,15 @@ class NodeSession:
         if attempt != self._attempt:
             return
         self._link = None
+        if self._machine.phase is SessionPhase.OPEN:
+            self._cut_at = time.monotonic()
         self._run(self._machine.on_lost(time.monotonic()))
         self._arm()
+
+    @property
+    def cut_off_s(self) -> float:
+        """How long no primary has had this session; 0.0 while one has."""
+        return 0.0 if self._machine.phase is SessionPhase.OPEN else time.monotonic() - self._cut_at
 
     def is_current(self, attempt: int) -> bool:
         """Whether the link of this attempt is still the session's."""

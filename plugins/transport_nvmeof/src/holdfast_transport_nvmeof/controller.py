@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import attrs
 
@@ -37,7 +37,7 @@ from holdfast_transport_nvmeof.identify import (
     ControllerType,
     Oaes,
 )
-from holdfast_transport_nvmeof.logpages import Counters, DiscoveryEntry, ErrorEntry, LogPage
+from holdfast_transport_nvmeof.logpages import Counters, DiscoveryLog, ErrorEntry, LogPage
 from holdfast_transport_nvmeof.namespace import NSID, Namespace
 from holdfast_transport_nvmeof.status import Status, field_of
 
@@ -92,24 +92,12 @@ _PLAIN_FEATURES: Mapping[int, int] = {
 """Features that are remembered and change nothing, with their values at the start."""
 
 
-@attrs.define
-class DiscoveryLog:
-    """What discovery controllers say; shared by all of them, changed by the frontend."""
-
-    entries: Sequence[DiscoveryEntry] = ()
-    generation: int = 1
-
-    def change(self, entries: Sequence[DiscoveryEntry]) -> bool:
-        """Take new entries; return whether they differ from the old ones."""
-        if list(entries) == list(self.entries):
-            return False
-        self.entries = tuple(entries)
-        self.generation += 1
-        return True
-
-
 def _no_counters() -> Counters:
     return Counters()
+
+
+def _no_abort(_qid: int, _cid: int) -> bool:
+    return False
 
 
 def _no_controllers() -> list[int]:
@@ -133,6 +121,8 @@ class Controller:
     counters: Callable[[], Counters] = attrs.field(default=_no_counters, repr=False)
     siblings: Callable[[], list[int]] = attrs.field(default=_no_controllers, repr=False)
     """Ids of the controllers of this subsystem on this node."""
+    abort_io: Callable[[int, int], bool] = attrs.field(default=_no_abort, repr=False)
+    """Takes queue and command identifier of an I/O command; returns whether it was taken back."""
     seen_at: float = 0.0
     """When the host last sent anything, by the clock of `has_expired`."""
     events: list[tuple[int, Completion]] = attrs.field(factory=list)
@@ -238,13 +228,13 @@ class Controller:
         return None
 
     def _abort(self, command: Command) -> Completion:
-        """Abort an Asynchronous Event Request; other commands are too far on to be taken back."""
+        """Abort an Asynchronous Event Request, or an I/O command that has not been passed on yet."""
         qid, cid = command.cdw10 & 0xFFFF, command.cdw10 >> 16
         if qid == 0 and cid in self._held:
             self._held.remove(cid)
             self.events.append((cid, Completion(Status.COMMAND_ABORT_REQUESTED)))
             return Completion(dw0=0)
-        return Completion(dw0=1)
+        return Completion(dw0=0 if qid and self.abort_io(qid, cid) else 1)
 
     # --- properties ------------------------------------------------------------------------
 

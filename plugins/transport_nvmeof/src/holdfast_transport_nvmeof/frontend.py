@@ -32,7 +32,7 @@ from holdfast_transport_nvmeof.connecting import (
 )
 from holdfast_transport_nvmeof.connection import Connection
 from holdfast_transport_nvmeof.controller import Controller, Notice
-from holdfast_transport_nvmeof.discovery import listed
+from holdfast_transport_nvmeof.discovery import FRONTEND, listed
 from holdfast_transport_nvmeof.fabrics import (
     CNTLID_MAX,
     DISCOVERY_NQN,
@@ -200,7 +200,7 @@ class NvmeTcpFrontend:
             self._emptied.set()
         controller = connection.controller
         name = volume_of(controller.facts.subsystem) if controller is not None else None
-        subsystem = self._subsystems.get(name) if name is not None else None
+        subsystem = self._subsystems.get(name or "")
         if subsystem is None or controller is None:
             return
         io = connection.queue.io
@@ -325,7 +325,7 @@ class NvmeTcpFrontend:
         if subsystem is None:
             space = Namespace.of(spec)
             if self.options.reservations:
-                space.reservations = Reservations()
+                space.reservations = Reservations(is_alone=self._is_alone)
             subsystem = Subsystem(spec, space, self._open_session)
             subsystem.follow(self.provider.path(spec.name))
             self._subsystems[spec.name] = subsystem
@@ -333,10 +333,12 @@ class NvmeTcpFrontend:
         subsystem.controllers[controller.facts.cntlid] = connection
         self._accept(connection, controller)
 
+    def _is_alone(self) -> bool:
+        return not self.provider.addresses(FRONTEND)
+
     def _join(self, connection: Connection, question: Connect) -> None:
         """Add an I/O queue to its controller."""
-        name = volume_of(question.subsystem)
-        subsystem = self._subsystems.get(name) if name is not None else None
+        subsystem = self._subsystems.get(volume_of(question.subsystem) or "")
         if subsystem is None:
             raise invalid_data(IPO_SUBNQN)
         admin = subsystem.controllers.get(question.cntlid)
@@ -363,7 +365,7 @@ class NvmeTcpFrontend:
         taken = set(subsystem.controllers) if subsystem is not None else set()
         while (cntlid := 1 + secrets.randbelow(CNTLID_MAX)) in taken:
             pass  # Drawn, not counted, so that those of other nodes hardly ever are the same.
-        space = subsystem.namespace if subsystem is not None else None
+        space = None if subsystem is None else subsystem.namespace
         facts = ControllerFacts(
             cntlid=cntlid,
             kind=kind,
@@ -371,7 +373,7 @@ class NvmeTcpFrontend:
             serial=space.serial if space is not None else "discovery",
             entries_max=self.options.queue_entries,
             in_capsule_bytes=self.options.in_capsule_bytes,
-            has_reservations=self.options.reservations and space is not None,
+            has_reservations=space is not None and space.offers_reservations,
         )
         controller = Controller(
             facts,
@@ -385,6 +387,7 @@ class NvmeTcpFrontend:
         if subsystem is not None:
             controller.counters = subsystem.counters
             controller.siblings = lambda: list(subsystem.controllers)
+            controller.abort_io = lambda qid, cid: subsystem.abort(controller, qid, cid)
         return controller
 
     def _accept(self, connection: Connection, controller: Controller) -> None:
@@ -443,6 +446,5 @@ class NvmeTcpFrontend:
                 connection.send_events()
 
 
-def _count(totals: dict[str, float], connection: Connection) -> None:
-    for key, value in connection.counters().items():
-        totals[key] = totals.get(key, 0) + value
+def _count(totals: dict[str, float], own: Connection) -> None:
+    totals.update({k: totals.get(k, 0) + value for k, value in own.counters().items()})

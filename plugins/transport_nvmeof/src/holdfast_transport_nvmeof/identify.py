@@ -150,7 +150,7 @@ def namespace(space: Namespace) -> bytes:
     struct.pack_into("<QQQ", page, 0, space.blocks, space.blocks, space.blocks)
     page[24] = 0b1_0011  # NSFEAT: thin, own atomic sizes, preferred sizes.
     page[30] = 1  # NMIC: several controllers at a time.
-    page[31] = 0b0111_1110 if space.reservations is not None else 0  # RESCAP: all types, no PTPL.
+    page[31] = 0b0111_1110 if space.offers_reservations else 0  # RESCAP: all types, no PTPL.
     page[33] = 0b0_1001  # DLFEAT: deallocated blocks read as zeros; Write Zeroes may deallocate.
     struct.pack_into("<HH", page, 34, PREFERRED, PREFERRED)  # NAWUN, NAWUPF
     page[48:64] = space.size_bytes.to_bytes(16, "little")  # NVMCAP
@@ -166,7 +166,7 @@ def namespace_independent(space: Namespace) -> bytes:
     """Return what holds for each command set (CNS 08h)."""
     page = bytearray(IDENTIFY_BYTES)
     page[1] = 1  # NMIC
-    page[2] = 0b0111_1110 if space.reservations is not None else 0
+    page[2] = 0b0111_1110 if space.offers_reservations else 0
     struct.pack_into("<I", page, 4, ANA_GROUP)
     page[8] = not space.is_writable
     page[14] = 1  # NSTAT: ready.

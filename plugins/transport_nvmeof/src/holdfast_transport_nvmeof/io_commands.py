@@ -85,7 +85,7 @@ class _Parts:
     error: int = 0
 
 
-_Entry = tuple[int, int, "bytes | _Parts | None"]
+_Entry = tuple[int, int, "bytes | _Parts | tuple[Command, Payload] | None"]
 """Of an unanswered command: opcode, bytes that count as in flight, and what its answer needs."""
 
 
@@ -152,7 +152,7 @@ class IoCommands:
             offset = lba * SECTOR_BYTES
             if length == blocks * SECTOR_BYTES and offset + length <= space.size_bytes:
                 if opcode == _READ and sgl == _SGL_TRANSPORT and length <= TRANSFER_BYTES_MAX:
-                    if self._inflight_bytes < self.limits.inflight_bytes_max:
+                    if not cdw12 & FUA and self._inflight_bytes < self.limits.inflight_bytes_max:
                         self._inflight_bytes += length
                         pending[number] = (_READ, length, None)
                         read = (number, _KIND_READ, 0, offset, length, b"")
@@ -205,6 +205,15 @@ class IoCommands:
         else:
             self._run(command, b"")
 
+    def abort(self, cid: int) -> bool:
+        """Take back a command that waits for room; what was passed on cannot be stopped any more."""
+        for command in self._deferred:
+            if command.cid == cid:
+                self._deferred.remove(command)
+                self._end(command, Status.COMMAND_ABORT_REQUESTED)
+                return True
+        return False
+
     def _begin_deferred(self) -> None:
         while self._deferred and self._inflight_bytes < self.limits.inflight_bytes_max:
             self._begin(self._deferred.popleft())
@@ -254,6 +263,10 @@ class IoCommands:
         opcode = command.opcode
         if opcode == -1:
             self._end(command, Status.TRANSIENT_TRANSPORT_ERROR)
+        elif fua and opcode in {IoOpcode.READ, IoOpcode.COMPARE}:
+            # What is returned must be on stable storage: flushed first, everywhere.
+            plain = command._replace(cdw12=command.cdw12 & ~FUA)
+            self._ask(number, command, 0, (RequestKind.FLUSH, 0, 0, 0), extra=(plain, data))
         elif opcode == IoOpcode.READ:
             self._ask(number, command, length, (RequestKind.READ, 0, offset, length))
         elif opcode == IoOpcode.WRITE:
@@ -280,7 +293,7 @@ class IoCommands:
         request: tuple[int, int, int, int],
         data: Payload = b"",
         *,
-        extra: bytes | None = None,
+        extra: bytes | tuple[Command, Payload] | None = None,
     ) -> None:
         self._pending[number] = (command.opcode, inflight, extra)
         self._inflight_bytes += inflight
@@ -345,6 +358,8 @@ class IoCommands:
             cid = number & 0xFFFF
             if error:
                 self._fail_io(cid, opcode, error, status)
+            elif type(extra) is tuple:
+                self._run(*extra)
             elif opcode == _READ:
                 assert len(data) == inflight, "a read is answered with what it asked for"
                 self.read_bytes += inflight

@@ -53,7 +53,7 @@ def judge(command: Command, space: Namespace, controller: Controller) -> tuple[i
     if not space.is_accessible:
         return Status.ASYMMETRIC_ACCESS_INACCESSIBLE, 0
     if opcode in _RESERVING:
-        if space.reservations is None:
+        if not space.offers_reservations:
             return Status.INVALID_COMMAND_OPCODE, 0
     elif space.reservations is not None and opcode != IoOpcode.FLUSH:
         if not space.reservations.allows(controller.host_id, writes=opcode in CHANGING):

@@ -206,3 +206,19 @@ def supported(pages: Sequence[LogPage]) -> bytes:
     for each in pages:
         struct.pack_into("<I", page, 4 * each, 1)
     return bytes(page)
+
+
+@attrs.define
+class DiscoveryLog:
+    """What discovery controllers say; shared by all of them, changed by the frontend."""
+
+    entries: Sequence[DiscoveryEntry] = ()
+    generation: int = 1
+
+    def change(self, entries: Sequence[DiscoveryEntry]) -> bool:
+        """Take new entries; return whether they differ from the old ones."""
+        if list(entries) == list(self.entries):
+            return False
+        self.entries = tuple(entries)
+        self.generation += 1
+        return True

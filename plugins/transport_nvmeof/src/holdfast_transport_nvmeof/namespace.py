@@ -87,6 +87,11 @@ class Namespace:
         return self.ana <= AnaState.NON_OPTIMIZED
 
     @property
+    def offers_reservations(self) -> bool:
+        """Whether hosts may reserve it: it is switched on, and this node is the only way to it."""
+        return self.reservations is not None and self.reservations.is_alone()
+
+    @property
     def is_plain(self) -> bool:
         """Whether reads and writes need no closer look: accessible, and nothing is reserved."""
         return self.ana <= AnaState.NON_OPTIMIZED and self.reservations is None

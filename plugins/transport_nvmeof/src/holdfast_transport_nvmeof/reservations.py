@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 import struct
+from collections.abc import Callable
 
 import attrs
 
@@ -58,6 +59,8 @@ class Reservations:
     """One of `registrants`; with "all registrants" types, the first of all that hold it."""
     kind: ReservationType = ReservationType.NONE
     generation: int = 0
+    is_alone: Callable[[], bool] = attrs.field(default=lambda: True, repr=False)
+    """Whether no other node offers the volume, which would not know of any reservation made here."""
 
     def allows(self, host: bytes, *, writes: bool) -> bool:
         """Return whether a host may read or write now."""

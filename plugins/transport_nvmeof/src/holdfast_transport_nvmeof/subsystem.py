@@ -100,6 +100,16 @@ class Subsystem:
         self._waiting.extend(requests)
         self.open_session(self)
 
+    def abort(self, controller: Controller, qid: int, cid: int) -> bool:
+        """Take back an I/O command of `controller`; return whether that was possible."""
+        for connection in self.queues.values():
+            queue = connection.queue
+            if connection.controller is controller and queue.wire.qid == qid and queue.io:
+                done = queue.io.abort(cid)
+                connection.flush()
+                return done
+        return False
+
     def opened(self, session: VolumeSession) -> None:
         """Go on with the session."""
         self.is_opening = False
@@ -146,6 +156,10 @@ class Subsystem:
         self.session = None
         _log.info("NVMe/TCP volume %s: its session ended. %s", self.name, sentence)
         self._spread_failed(Status.ASYMMETRIC_ACCESS_INACCESSIBLE)
+        self.hang_up(sentence)
+
+    def hang_up(self, sentence: str) -> None:
+        """Close every connection; the last one's end gives the session up."""
         for connection in [*self.queues.values(), *self.controllers.values()]:
             connection.hang_up(sentence)
 
@@ -156,6 +170,15 @@ class Subsystem:
             space.ana = ana
             space.ana_changes += 1
             self._notify(Notice.ANA_CHANGE)
+            if ana is AnaState.INACCESSIBLE and self._has_unanswered:
+                # The host sends it by another path, whose session fences off what is under way
+                # here (R11), however late it gets through.
+                self.hang_up("This node has lost the way to the volume.")
+
+    @property
+    def _has_unanswered(self) -> bool:
+        ios = (connection.queue.io for connection in self.queues.values())
+        return any(io is not None and not io.is_idle for io in ios)
 
     def _notify(self, notice: Notice) -> None:
         for connection in self.controllers.values():

@@ -195,6 +195,8 @@ class TargetStream(Stream):
         except CommandError as error:
             self._complete(error.cid, error.status)
             raise
+        except PduError:
+            raise  # It terminates the connection; no command is answered any more.
         except RemoteProtocolError:
             self._complete(cid, Status.INVALID_FIELD_IN_COMMAND)
             raise
