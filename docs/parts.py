@@ -396,11 +396,26 @@ def mutations() -> str:
     )
 
 
+def nvme_commands() -> str:
+    """What the frontend `nvme-tcp` carries out."""
+    from holdfast_transport_nvmeof.supported import tables
+
+    return tables()
+
+
+def nvme_replication() -> str:
+    """What the transport `nvme-tcp` adds to NVMe."""
+    from holdfast_transport_nvmeof.replication import tables
+
+    return tables()
+
+
 PARTS: Mapping[str, Callable[..., str]] = {
     each.__name__.replace("_", "-"): each
     for each in (
         *(frames, handshake, messages, operations, record, roles, events, faults, refusals),
         *(numbers, on_disk, file, promises, capabilities, hooks, mutations),
+        *(nvme_commands, nvme_replication),
     )
 }
 MARKER = re.compile(r"(<!-- generated: (\S+)(?: (\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
