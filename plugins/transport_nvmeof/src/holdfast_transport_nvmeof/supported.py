@@ -68,17 +68,12 @@ def tables() -> str:
     io, discovery = ControllerType.IO, ControllerType.DISCOVERY
     plain, reserving = io_commands(reserves=False), io_commands(reserves=True)
     fabrics = [each for each in FabricsType if "AUTHENTICATION" not in each.name]
-    rows = [("Fabrics", [(each, "") for each in fabrics])]
     told = admin_commands(discovery)
-    rows.append(
-        ("admin", [(e, "" if e in told else "not at discovery") for e in admin_commands(io)])
-    )
-    rows.append(
-        ("I/O", [(e, "" if e in plain else "with `reservations = true`") for e in reserving])
-    )
+    rows: list[tuple[str, enum.IntEnum, str]] = [("Fabrics", each, "") for each in fabrics]
+    rows += [("admin", e, "" if e in told else "not at discovery") for e in admin_commands(io)]
+    rows += [("I/O", e, "" if e in plain else "with `reservations = true`") for e in reserving]
     lines = ["| queue | command | opcode or type | |", "|---|---|---|---|"]
-    for queue, commands in rows:
-        lines += [f"| {queue} | {_name(e)} | {e.value:02X}h | {note} |" for e, note in commands]
+    lines += [f"| {queue} | {_name(e)} | {e.value:02X}h | {note} |" for queue, e, note in rows]
     lines += ["", "| log page | | of |", "|---|---|---|"]
     for page in LogPage:
         of = _of(page in log_pages(io), page in log_pages(discovery))
