@@ -15,7 +15,7 @@ from holdfast.messages import Payload, Reply, Request, RequestFlag, RequestKind
 from holdfast.model import Access
 from holdfast.node.nbd import NbdFrontend, NbdFrontendDriver, NbdOptions
 from holdfast.node.nbd.client import NbdClient
-from holdfast.testing.checks.frontend import CHECKS, Check, Subject, run_checks
+from holdfast.testing.checks.frontend import CHECKS, Capabilities, Check, Subject, run_checks
 from holdfast.testing.conformance_frontend import FrontendConformance
 
 
@@ -31,6 +31,9 @@ class TestNbd(FrontendConformance):
             return await NbdFrontendDriver.open(NbdOptions(listen="127.0.0.1:0"), provider)
 
         return Subject(open=open_nbd, connect=NbdClient.connect)
+
+
+EVERYTHING = Capabilities()
 
 
 # --- a frontend without a wire, easy to sabotage ------------------------------------------------
@@ -205,7 +208,26 @@ class CountsNothing(DirectFrontend):
         return {"requests_total": 0}
 
 
-def subject_of(kind: type[DirectFrontend]) -> Subject:
+class FlushesForFua(DirectFrontend):
+    async def submit(self, name: str, request: Request) -> Payload:
+        if request.kind == RequestKind.DISCARD:
+            raise OSError(errnos.ENOTSUP, "no discards")
+        data = await super().submit(name, request._replace(flags=0))
+        if request.flags:
+            await super().submit(name, Request(0, RequestKind.FLUSH, 0, 0, 0))
+        return data
+
+
+class RefusesDiscardsTooLate(FlushesForFua):
+    async def submit(self, name: str, request: Request) -> Payload:
+        if request.kind == RequestKind.DISCARD:
+            await super().submit(
+                name, request._replace(kind=RequestKind.WRITE, data=bytes(request.length))
+            )
+        return await super().submit(name, request)
+
+
+def subject_of(kind: type[DirectFrontend], capabilities: Capabilities = EVERYTHING) -> Subject:
     running: list[DirectFrontend] = []
 
     async def open_direct(provider: VolumeProvider) -> DirectFrontend:
@@ -215,7 +237,7 @@ def subject_of(kind: type[DirectFrontend]) -> Subject:
     async def connect(uri: str) -> DirectClient:
         return await running[-1].connect(uri)
 
-    return Subject(open=open_direct, connect=connect, patience_s=0.3)
+    return Subject(open_direct, connect, capabilities, patience_s=0.3)
 
 
 @pytest.mark.anyio
@@ -246,4 +268,31 @@ async def test_a_frontend_that_keeps_its_promises_passes() -> None:
 async def test_a_sabotaged_frontend_is_caught(kind: type[DirectFrontend], caught_by: str) -> None:
     checks: dict[str, Check] = {getattr(check, "__name__", ""): check for check in CHECKS}
     results = await run_checks(subject_of(kind), [checks[caught_by]])
+    assert results[caught_by] is not None
+
+
+NOTHING_EXTRA = Capabilities(discard=False, fua=False)
+
+
+@pytest.mark.anyio
+async def test_a_frontend_without_fua_and_discards_passes_when_it_says_so() -> None:
+    results = await run_checks(subject_of(FlushesForFua, NOTHING_EXTRA))
+    assert {name: error for name, error in results.items() if error} == {}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("kind", "capabilities", "caught_by"),
+    [
+        (DirectFrontend, Capabilities(discard=False), "check_that_discards_reach_the_volume"),
+        (RefusesDiscardsTooLate, NOTHING_EXTRA, "check_that_discards_reach_the_volume"),
+        (DirectFrontend, Capabilities(fua=False), "check_that_flushes_reach_the_volume"),
+        (ForgetsFua, NOTHING_EXTRA, "check_that_flushes_reach_the_volume"),
+    ],
+)
+async def test_what_is_declared_absent_is_held_to_that(
+    kind: type[DirectFrontend], capabilities: Capabilities, caught_by: str
+) -> None:
+    checks: dict[str, Check] = {getattr(check, "__name__", ""): check for check in CHECKS}
+    results = await run_checks(subject_of(kind, capabilities), [checks[caught_by]])
     assert results[caught_by] is not None

@@ -56,7 +56,9 @@ class Capabilities:
     """What a frontend declares, so that nothing has to be skipped."""
 
     discard: bool = True
+    """Clients may give space back; if not, asking for it is an error to them."""
     fua: bool = True
+    """A write may ask to be on stable storage; if not, the frontend flushes after such a write."""
 
 
 @attrs.frozen
@@ -160,14 +162,29 @@ async def check_that_flushes_reach_the_volume(subject: Subject) -> None:
         if subject.capabilities.fua:
             await client.write(0, bytes(512), fua=True)
             expect(bench.volume.fua_served == 1, "FUA did not reach the volume.")
+        else:
+            before = bench.volume.served[RequestKind.FLUSH]
+            await client.write(0, bytes(512), fua=True)
+            expect(
+                bench.volume.fua_served == 0, "FUA is declared absent, and yet it was passed on."
+            )
+            expect(
+                bench.volume.served[RequestKind.FLUSH] > before,
+                "A write that must be stable was acknowledged without FUA and without a flush.",
+            )
 
 
 async def check_that_discards_reach_the_volume(subject: Subject) -> None:
-    """A discarded range reads as zeros and its space is given back."""
-    if not subject.capabilities.discard:
-        return
+    """A discarded range reads as zeros and its space is given back, or a discard is refused."""
     async with _bench(subject) as bench, bench.client() as client:
         await client.write(0, b"d" * MIB)
+        if not subject.capabilities.discard:
+            try:
+                await client.discard(0, MIB)
+            except OSError:
+                expect(await client.read(0, MIB) == b"d" * MIB, "A refused discard changed bytes.")
+                return
+            raise CheckFailedError("Discards are declared absent, and yet one was taken.")
         await client.discard(0, MIB)
         expect(await client.read(0, MIB) == bytes(MIB), "A discarded range is not zeros.")
         expect(bool(bench.volume.served[RequestKind.DISCARD]), "A discard came as another request.")
