@@ -411,6 +411,20 @@ def test_holes_are_told_as_holes(store: FileCopyStore) -> None:
     assert store.extents(SIZE - 512, 512) == [Extent(512, is_hole=True)]
 
 
+def test_islands_are_told_apart_no_finer_than_asked(store: FileCopyStore) -> None:
+    for block in range(0, 32, 2):
+        store.apply([write(CHUNK_BYTES + block * 4096, b"x" * 4096)])
+    fine = store.extents(0, 4 * CHUNK_BYTES)
+    assert len(fine) == 33
+    assert sum(extent.length for extent in fine if not extent.is_hole) == 16 * 4096
+    for start in (0, 4096):
+        assert store.extents(start, 4 * CHUNK_BYTES - start, grain=CHUNK_BYTES) == [
+            Extent(CHUNK_BYTES - start, is_hole=True),
+            Extent(2 * CHUNK_BYTES, is_hole=False),
+            Extent(CHUNK_BYTES, is_hole=True),
+        ]
+
+
 def test_a_large_volume_of_nothing_takes_next_to_no_space(directory: Path) -> None:
     store = make(directory, size=1 << 40)
     store.apply([write((1 << 40) - 4096, b"x" * 4096)])

@@ -102,6 +102,13 @@ def test_a_power_loss_everywhere_may_undo_what_no_flush_covered() -> None:
     assert judge(*late, read(11, 12, 0), losses=[10]) is not None
 
 
+def test_a_power_loss_may_undo_a_write_whose_answer_still_travels() -> None:
+    late = (write(1, 2, 7), write(9, 11, 8), read(12, 13, 7))
+    assert judge(*late, losses=[10]) is None
+    durable = Access(9, is_write=True, value=8, end=11, durable=True)
+    assert judge(write(1, 2, 7), durable, read(12, 13, 7), losses=[10]) is not None
+
+
 def test_a_torn_block_is_judged_by_sectors() -> None:
     torn = (7, 7, 7, 7, 8, 8, 8, 8)
     late = (write(7, 8, 7), write(9, 10, 8))

@@ -11,9 +11,9 @@ from holdfast.sync import context, opening, primary
 from holdfast.sync.bitmap import Bitmap
 from holdfast.sync.context import Context
 from holdfast.sync.delta import SyncJob
+from holdfast.sync.disk import DiskQueue
 from holdfast.sync.keeper import Keeper
 from holdfast.sync.leg import Leg
-from holdfast.sync.primary import PrimaryRole
 from holdfast.units import MIB
 from holdfast.units import Sequence as Position
 
@@ -52,14 +52,20 @@ def no_intent_in_map(patch: Patch) -> None:
 )
 def no_hold(patch: Patch) -> None:
     """Let writes pass a chunk that was read for a sync and is not enqueued yet."""
-    original = PrimaryRole.on_requests
+    patch(SyncJob, "overtake", lambda *_args: None)
 
-    def on_requests(self: PrimaryRole, *args: Any) -> None:
-        holds, self.holds = self.holds, 0
-        original(self, *args)
-        self.holds += holds
 
-    patch(PrimaryRole, "on_requests", on_requests)
+@bug(
+    (5.0, "wipe", "@replica", 0.3, 0.5),
+    (6.5, "disk-stall", "@primary", 0.4, 0.5),
+    (8.0, "wipe", "@replica", 0.3, 0.5),
+    nodes=3,
+    depth=16,
+    think_s=0.002,
+)
+def hasty_read(patch: Patch) -> None:
+    """Read for a sync what is before it in the stream and not on the local disk yet."""
+    patch(DiskQueue, "is_settled", lambda *_args: True)
 
 
 @bug()
@@ -118,11 +124,10 @@ def clear_on_send(patch: Patch) -> None:
     """Clear a dirty bit when the chunk is sent instead of when it is applied."""
     original = SyncJob.on_read
 
-    def on_read(self: SyncJob, data: bytes, first: Any) -> Any:
-        assert self.reading is not None
-        chunk, count = self.reading
-        self.dirty.clear(chunk, count)
-        return original(self, data, first)
+    def on_read(self: SyncJob, pieces: Any, first: Any) -> Any:
+        for run in self.reading:
+            self.dirty.clear(*run)
+        return original(self, pieces, first)
 
     def missed(self: Leg, _size_bytes: int) -> Bitmap | None:
         return None if self.job is None else self.job.dirty.copy()

@@ -116,8 +116,16 @@ class CopyStore(Protocol):
         """Return for each chunk whether it is a hole for certain; may say False for zeros."""
         ...
 
-    def extents(self, offset: int, length: int) -> Sequence[Extent]:
-        """Return the holes and data in a range; their lengths add up to `length`."""
+    def extents(self, offset: int, length: int, *, grain: int = 1) -> Sequence[Extent]:
+        """Return the holes and data in a range; their lengths add up to `length`.
+
+        Args:
+            offset: Where the range begins.
+            length: How long it is.
+            grain: What is told apart: data in any part of a piece of this size, counted from the
+                start of the volume, makes the whole piece data. A file of many small holes is
+                told in far fewer extents that way.
+        """
         ...
 
     def load_dirty(self, copy: CopyId) -> bytes | None:

@@ -207,7 +207,7 @@ class DiskWork:
         self._feed(ev.Flushed(token))
 
     def read(self, effect: ev.ReadDisk) -> None:
-        """Read for a sync, then `ReadDone`."""
+        """Read, then `ReadDone`."""
 
         def done(data: bytes | None) -> None:
             told = ev.ReadFailed(effect.token) if data is None else ev.ReadDone(effect.token, data)
@@ -224,6 +224,14 @@ class DiskWork:
             if error.reason is not FaultReason.UNREADABLE:
                 raise
             return None
+
+    def read_runs(self, effect: ev.ReadRuns) -> None:
+        """Read for a sync, then `RunsRead`."""
+        self._in_thread(
+            lambda: [self._read_or_none(*run) for run in effect.runs],
+            lambda pieces: self._feed(ev.RunsRead(effect.token, pieces)),
+            prompt=True,
+        )
 
     def hash(self, effect: ev.HashDisk) -> None:
         """Hash chunks or tree nodes, then `HashesDone`."""
@@ -250,9 +258,9 @@ class DiskWork:
         self._in_thread(lambda: self._store.refresh_hashes(limit), done)
 
     def map(self, effect: ev.MapDisk) -> None:
-        """List holes and data, then `MapDone`."""
+        """List holes and data by chunk, then `MapDone`."""
         self._in_thread(
-            lambda: self._store.extents(0, self._store.superblock.size_bytes),
+            lambda: self._store.extents(0, self._store.superblock.size_bytes, grain=CHUNK_BYTES),
             lambda extents: self._feed(ev.MapDone(effect.token, extents)),
         )
 

@@ -142,6 +142,7 @@ class Pump:
             ev.ClearRegions: self._disk.clear,
             ev.SaveSuperblock: self._disk.save,
             ev.ReadDisk: self._disk.read,
+            ev.ReadRuns: self._disk.read_runs,
             ev.HashDisk: self._disk.hash,
             ev.MapDisk: self._disk.map,
             ev.OpenLink: self._open_link,

@@ -98,13 +98,16 @@ def _sync(leg: Leg) -> Json | None:
     elapsed = max(ended - job.started_at, 1e-6)
     rate = job.sent_bytes / elapsed
     left = job.left_bytes if leg.job is not None else 0
+    total = max(job.total_bytes, job.sent_bytes)
+    # What is skipped counts for how far it is, though nothing of it was sent.
+    done = (total - left) / elapsed
     return {
         "how": job.how,
         "bytes_left": left,
         "bytes_sent": job.sent_bytes,
-        "bytes_total": max(job.total_bytes, job.sent_bytes),
+        "bytes_total": total,
         "rate": rate,
-        "seconds_left": left / rate if rate > 0 and job.counted else (0.0 if left == 0 else None),
+        "seconds_left": left / done if done > 0 and job.counted else (0.0 if left == 0 else None),
         "seconds": elapsed,
     }
 

@@ -8,8 +8,9 @@ stream of live writes, so for every byte each copy's value is its start value ov
 of the same log. If the two values are equal at any two prefixes, then applying the rest of the log
 to each leaves them equal, because replaying a suffix of a log that is already contained in a state
 changes nothing. The argument is per byte, so not even the hashing of one chunk must be atomic. What
-does need care is the copying: bytes read before a live write must not be enqueued behind it, so the
-primary holds writes back between reading a run and enqueueing it.
+does need care is the copying: bytes read before a live write must not be enqueued behind it. So a
+chunk that a live write has touched between being read and being enqueued is read again, and if that
+happened the primary holds writes back while it reads once more (`contended`).
 
 A live write that was *not* sent to the copy (R12) breaks the premise for its chunks; `skip` says so.
 """
@@ -22,17 +23,24 @@ from collections.abc import Iterator, Sequence
 from attrs import define, field
 
 from holdfast.messages import Op, OpKind
-from holdfast.sync.bitmap import Bitmap
-from holdfast.units import CHUNK_BYTES, chunks_of
+from holdfast.sync.bitmap import Bitmap, consecutive
+from holdfast.units import BLOCK_BYTES, CHUNK_BYTES, KIB, chunks_of
 from holdfast.units import Sequence as Position
 
 QUERY_INDEXES_MAX = 256
 """Hashes asked for at once: 4 KiB of answer, 16 MiB of data to be read when all are stale."""
 QUERIES_MAX = 4
 READ_CHUNKS_MAX = 16
-"""1 MiB a read: long enough to stream, short enough that held writes do not notice."""
+"""1 MiB a read, of chunks that need not be neighbours: long enough to stream."""
+READ_CHUNKS_BUSY = 4
+"""The same while consumers write, whose next write waits behind it in the stream."""
+ZERO_BYTES_MIN = 16 * KIB
+"""Shorter runs of zeros are sent as data to a copy that may hold something else there: punching
+thousands of small holes costs more than zeros that compress to nothing."""
 FAN_OUT = 256
-_ZEROS = bytes(READ_CHUNKS_MAX * CHUNK_BYTES)
+_ZERO_BLOCK = bytes(BLOCK_BYTES)
+Runs = tuple[tuple[int, int], ...]
+"""Chunk runs: (first chunk, chunks)."""
 
 
 @define
@@ -62,8 +70,12 @@ class SyncJob:
     mapping: bool = False
     """A map of the local holes is awaited, to learn what a fresh copy needs."""
     map_asked: bool = False
-    reading: tuple[int, int] | None = None
-    """(first chunk, chunks) being read for sending."""
+    blank: bool = False
+    """The copy holds nothing but what this stream has brought: zeros need not be sent."""
+    reading: Runs = ()
+    """What is being read for sending."""
+    contended: bool = False
+    """Live writes have touched what was being read: they are held back during the next read."""
     sent_bytes: int = 0
     total_bytes: int = 0
     in_flight_bytes: int = 0
@@ -71,7 +83,14 @@ class SyncJob:
     flush_at: Position | None = None
     """The flush that makes everything durable before the copy joins."""
     _queries: dict[int, _Query] = field(factory=dict)
-    _sending: deque[tuple[Position, int, int]] = field(factory=deque)
+    _overtaken: set[int] = field(factory=set)
+    """Chunks being read that live writes have touched since."""
+    _sending: deque[tuple[Position, Runs, int]] = field(factory=deque)
+    """(sequence of the last operation, chunk runs, bytes that they cover) on their way."""
+    _compared: bool = False
+    """`todo` is known to be empty; it never grows."""
+    _read_from: int = 0
+    """No chunk below this is to be read."""
 
     # -- making ---------------------------------------------------------------------------------
 
@@ -111,7 +130,7 @@ class SyncJob:
         """Return a job that sends everything but holes to a copy that is all zeros."""
         count = chunks_of(size_bytes)
         job = cls("full", size_bytes, Bitmap(count), Bitmap(count), Bitmap(count), now)
-        job.mapping = True
+        job.mapping = job.blank = True
         return job
 
     def grow(self, size_bytes: int) -> None:
@@ -125,12 +144,15 @@ class SyncJob:
     @property
     def counted(self) -> bool:
         """Whether the difference is known: nothing is left to compare."""
-        return not (self.frontier or self.mapping or self._queries) and not self.todo.any()
+        if self.frontier or self.mapping or self._queries:
+            return False
+        self._compared = self._compared or not self.todo.any()
+        return self._compared
 
     @property
     def equal(self) -> bool:
         """Whether the copy has applied everything it needed."""
-        return self.counted and self.reading is None and not self._sending and not self.dirty.any()
+        return self.counted and not (self.reading or self._sending) and not self.dirty.any()
 
     @property
     def asking(self) -> bool:
@@ -153,10 +175,13 @@ class SyncJob:
             return None
         if self.frontier:
             level, indexes = self.frontier.popleft()
+        elif self._compared:
+            return None
         else:
             indexes = tuple(self._take_todo())
             level = 0
             if not indexes:
+                self._compared = True
                 return None
         self._queries[query_id] = _Query(level, indexes)
         return level, indexes
@@ -178,8 +203,7 @@ class SyncJob:
             for at, chunk in enumerate(query.indexes):
                 same = mine[at * 16 : at * 16 + 16] == theirs[at * 16 : at * 16 + 16]
                 if not same:
-                    self.dirty.set_range(chunk)
-                    self.differ.set_range(chunk)
+                    self._want(chunk, 1)
                 elif not self.differ.test(chunk):
                     self.dirty.clear(chunk)
         else:
@@ -211,69 +235,175 @@ class SyncJob:
     def on_map(self, extents: Iterator[tuple[int, int]]) -> None:
         """Take the local data extents (offset, length): what a copy of zeros needs."""
         self.mapping = False
-        mark_extents(self.dirty, list(extents), self.size_bytes)
-        mark_extents(self.differ, list(self.dirty_extents()), self.size_bytes)
+        for offset, length in extents:
+            first = offset // CHUNK_BYTES
+            self._want(first, chunks_of(min(offset + length, self.size_bytes)) - first)
         self.total_bytes = self.left_bytes
 
-    def dirty_extents(self) -> Iterator[tuple[int, int]]:
-        """Return the dirty runs as byte extents."""
-        for start, length in self.dirty.runs():
-            yield start * CHUNK_BYTES, length * CHUNK_BYTES
+    def _want(self, first: int, count: int) -> None:
+        """Have chunks read and sent."""
+        self.dirty.set_range(first, count)
+        self.differ.set_range(first, count)
+        self._read_from = min(self._read_from, first)
 
     # -- copying --------------------------------------------------------------------------------
 
-    def next_read(self) -> tuple[int, int] | None:
-        """Return (offset, length) to be read for sending, or None for now."""
-        if self.reading is not None:
-            return None
-        first = self.differ.next_set(0)
-        if first is None:
-            return None
-        stop = self.differ.next_clear(first, min(first + READ_CHUNKS_MAX, len(self.differ)))
-        self.differ.clear(first, stop - first)
-        self.reading = (first, stop - first)
+    def next_read(self, chunks_max: int = READ_CHUNKS_MAX) -> list[tuple[int, int]]:
+        """Return what is to be read for sending, as (offset, length) in bytes; empty: nothing now.
+
+        Chunks that are not neighbours are collated, so that a scattered difference costs no more
+        round trips than one in a piece.
+        """
+        if self.reading:
+            return []
+        runs: list[tuple[int, int]] = []
+        left = chunks_max
+        first = self.differ.next_set(self._read_from)
+        while first is not None and left:
+            stop = self.differ.next_clear(first, min(first + left, len(self.differ)))
+            self.differ.clear(first, stop - first)
+            runs.append((first, stop - first))
+            left -= stop - first
+            self._read_from = stop
+            first = self.differ.next_set(stop)
+        self.reading = tuple(runs)
+        return [self._bytes_of(*run) for run in runs]
+
+    def _bytes_of(self, first: int, count: int) -> tuple[int, int]:
         offset = first * CHUNK_BYTES
-        return offset, min(stop * CHUNK_BYTES, self.size_bytes) - offset
+        return offset, min(offset + count * CHUNK_BYTES, self.size_bytes) - offset
 
-    def on_read(self, data: bytes, first: Position) -> list[Op]:
-        """Take what `next_read` asked for; return the operations to enqueue from `first` on."""
-        assert self.reading is not None
-        chunk, count = self.reading
-        self.reading = None
-        offset = chunk * CHUNK_BYTES
-        if data == _ZEROS[: len(data)]:
-            op = Op(OpKind.SYNC_ZERO, offset, len(data))
+    def give_up_read(self, *, contended: bool = False) -> None:
+        """What was to be read is to be read later."""
+        for run in self.reading:
+            self._want(*run)
+        self.reading = ()
+        self._overtaken.clear()
+        self.contended = contended
+
+    def overtake(self, ops: Sequence[Op]) -> None:
+        """Take note that live operations go ahead of what is being read."""
+        for op in ops:
+            if op.length:
+                first = op.offset // CHUNK_BYTES
+                last = (op.offset + op.length - 1) // CHUNK_BYTES
+                for start, count in self.reading:
+                    if start <= last and first < start + count:
+                        touched = range(max(first, start), min(last + 1, start + count))
+                        self._overtaken.update(touched)
+
+    def on_read(self, pieces: Sequence[bytes | None], first: Position) -> list[Op]:
+        """Take what `next_read` asked for; return the operations to enqueue from `first` on.
+
+        What could not be read, and what live writes have touched, is to be read again.
+        """
+        runs, self.reading = self.reading, ()
+        overtaken, self._overtaken = self._overtaken, set()
+        self.contended = bool(overtaken)
+        ops: list[Op] = []
+        taken: list[tuple[int, int]] = []
+        for (chunk, count), data in zip(runs, pieces, strict=True):
+            if data is None:
+                self._want(chunk, count)
+                continue
+            for start, length in _without(chunk, count, overtaken):
+                taken.append((start, length))
+                at = (start - chunk) * CHUNK_BYTES
+                end = at + length * CHUNK_BYTES
+                whole = data if length == count else data[at:end]
+                ops += split_zeros(start * CHUNK_BYTES, whole, keep_zeros=not self.blank)
+        for chunk in sorted(overtaken):
+            self._want(chunk, 1)
+        self.sent_bytes += sum(len(op.data) for op in ops)
+        size_bytes = sum(op.length for op in ops)
+        self.in_flight_bytes += size_bytes
+        last = Position(first + len(ops) - 1)
+        if ops:
+            self._sending.append((last, tuple(taken), size_bytes))
         else:
-            op = Op(OpKind.SYNC_WRITE, offset, len(data), data)
-            self.sent_bytes += len(data)
-        self.in_flight_bytes += len(data)
-        self._sending.append((first, chunk, count))
-        return [op]
+            self._arrived(tuple(taken))
+        return ops
 
-    def on_read_failed(self) -> tuple[int, int]:
-        """What `next_read` asked for cannot be read now; return its (offset, length)."""
-        assert self.reading is not None
-        chunk, count = self.reading
-        self.reading = None
-        self.differ.set_range(chunk, count)
-        offset = chunk * CHUNK_BYTES
-        return offset, min(count * CHUNK_BYTES, self.size_bytes - offset)
+    def lost_in(self, pieces: Sequence[bytes | None]) -> list[tuple[int, int]]:
+        """Return the runs (offset, length) that could not be read, before `on_read` takes the rest."""
+        runs = zip(self.reading, pieces, strict=True)
+        return [self._bytes_of(*run) for run, data in runs if data is None]
 
     def on_applied(self, through: Position) -> None:
         """The copy has applied everything up to `through`."""
         sending = self._sending
         while sending and sending[0][0] <= through:
-            _, chunk, count = sending.popleft()
-            self.in_flight_bytes -= min(count * CHUNK_BYTES, self.size_bytes - chunk * CHUNK_BYTES)
+            _, runs, size_bytes = sending.popleft()
+            self.in_flight_bytes -= size_bytes
+            self._arrived(runs)
+
+    def _arrived(self, runs: Runs) -> None:
+        for chunk, count in runs:
             for index in range(chunk, chunk + count):
                 if not self.differ.test(index):
                     self.dirty.clear(index)
 
     def skip(self, offset: int, length: int) -> None:
         """A live write was not sent to the copy: its chunks must be sent whole, later."""
-        mark_extents(self.dirty, [(offset, length)], self.size_bytes)
-        mark_extents(self.differ, [(offset, length)], self.size_bytes)
+        stop = min(offset + length, self.size_bytes)
+        if stop > offset:
+            first = offset // CHUNK_BYTES
+            self._want(first, chunks_of(stop) - first)
+        self.blank = False
         self.flush_at = None
+
+
+def _without(first: int, count: int, gone: set[int]) -> Iterator[tuple[int, int]]:
+    """Return a chunk run in the pieces that are left without the chunks that are `gone`."""
+    if not gone:
+        yield first, count
+        return
+    yield from consecutive(chunk for chunk in range(first, first + count) if chunk not in gone)
+
+
+def split_zeros(offset: int, data: bytes, *, keep_zeros: bool) -> list[Op]:
+    """Return the operations that put `data` at `offset`, with its runs of zeros told apart.
+
+    Args:
+        offset: Where in the volume, in bytes.
+        data: A whole number of sectors.
+        keep_zeros: Whether the copy may hold something else there, so that zeros must be told too.
+    """
+    size = len(data)
+    # `startswith` compares in place: 70 ns a block, less where the first byte differs.
+    zeros = [data.startswith(_ZERO_BLOCK, at) for at in range(0, size, BLOCK_BYTES)]
+    rest = size % BLOCK_BYTES
+    if rest:
+        zeros[-1] = data.endswith(bytes(rest))
+    if True not in zeros:
+        return [Op(OpKind.SYNC_WRITE, offset, size, data)]
+    ops: list[Op] = []
+    least = ZERO_BYTES_MIN // BLOCK_BYTES if keep_zeros else 1
+    view = memoryview(data)
+    at = start = 0
+    count = len(zeros)
+    zeros.append(False)
+    while at < count:
+        if not zeros[at]:
+            at += 1
+            continue
+        end = zeros.index(False, at)
+        if end - at >= least or end - at == count:
+            if at > start:
+                ops.append(_sync_write(offset, view, start, at))
+            if keep_zeros:
+                begin, stop = at * BLOCK_BYTES, min(end * BLOCK_BYTES, size)
+                ops.append(Op(OpKind.SYNC_ZERO, offset + begin, stop - begin))
+            start = end
+        at = end
+    if start < count:
+        ops.append(_sync_write(offset, view, start, count))
+    return ops
+
+
+def _sync_write(offset: int, view: memoryview, start: int, end: int) -> Op:
+    data = view[start * BLOCK_BYTES : end * BLOCK_BYTES]
+    return Op(OpKind.SYNC_WRITE, offset + start * BLOCK_BYTES, len(data), data)
 
 
 def mark_extents(bitmap: Bitmap, extents: Sequence[tuple[int, int]], size_bytes: int) -> None:

@@ -152,6 +152,16 @@ class DiskQueue:
         """Whether everything submitted has been applied."""
         return self.applied >= self.submitted
 
+    def is_settled(self, extents: Sequence[tuple[int, int]]) -> bool:
+        """Whether whatever was submitted for these extents (offset, length) has been applied."""
+        applied = self.applied
+        for sequence, offset, length in reversed(self.window):
+            if sequence <= applied:
+                break
+            if any(o < offset + length and offset < o + count for o, count in extents):
+                return False
+        return True
+
     def suspects(self) -> list[tuple[int, int]]:
         """Return the extents in which this copy may differ from the others of its in-sync set."""
         extents = [(offset, length) for _, offset, length in self.window]

@@ -168,6 +168,15 @@ class DiskStalled:
 
 
 @attrs.frozen
+class RunsRead:
+    """`ReadRuns` finished."""
+
+    token: int
+    pieces: Sequence[bytes | None]
+    """The bytes of each run; None: the medium has lost some of them."""
+
+
+@attrs.frozen
 class HashesDone:
     """`HashDisk` finished: 16 bytes for each index."""
 
@@ -278,6 +287,7 @@ Event = (
     | ReadFailed
     | ReadsFailed
     | DiskStalled
+    | RunsRead
     | HashesDone
     | MapDone
     | DiskFailed
@@ -343,6 +353,14 @@ class ReadDisk(NamedTuple):
     length: int
 
 
+class ReadRuns(NamedTuple):
+    """Read several ranges of the local copy for a sync, then tell `RunsRead(token)`."""
+
+    token: int
+    runs: Sequence[tuple[int, int]]
+    """(offset, length) of each."""
+
+
 class HashDisk(NamedTuple):
     """Hash nodes of the local tree, then tell `HashesDone(token)`."""
 
@@ -352,7 +370,7 @@ class HashDisk(NamedTuple):
 
 
 class MapDisk(NamedTuple):
-    """List holes and data of the whole local copy, then tell `MapDone(token)`."""
+    """List holes and data of the whole local copy by chunk, then tell `MapDone(token)`."""
 
     token: int
 
@@ -468,6 +486,7 @@ Effect = (
     | FlushDisk
     | SaveSuperblock
     | ReadDisk
+    | ReadRuns
     | HashDisk
     | MapDisk
     | ServeReads

@@ -7,6 +7,8 @@ becomes is decided in `healing.py`, and what happens to acknowledgements follows
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from attrs import define, field
 
 from holdfast.errors import FaultReason
@@ -29,8 +31,8 @@ from holdfast.messages import (
 )
 from holdfast.model import CopyState, Member
 from holdfast.sync.context import Context
-from holdfast.sync.delta import SyncJob
-from holdfast.sync.events import Effect, HashDisk, Instant, LinkId, MapDisk, OpenLink, ReadDisk
+from holdfast.sync.delta import READ_CHUNKS_BUSY, READ_CHUNKS_MAX, SyncJob
+from holdfast.sync.events import Effect, HashDisk, Instant, LinkId, MapDisk, OpenLink, ReadRuns
 from holdfast.sync.growth import is_large_enough
 from holdfast.sync.leg import (
     OPEN_PATIENCE_S,
@@ -62,7 +64,10 @@ class Keeper:
     mending: Mending = field(init=False)
     _maps: dict[int, tuple[Leg, SyncJob]] = field(factory=dict)
     _hashes: dict[int, Leg] = field(factory=dict)
-    _reads: dict[int, Leg] = field(factory=dict)
+    _reads: dict[int, tuple[Leg, bool]] = field(factory=dict)
+    """Token to leg, and whether writes are held until it is read."""
+    sync_at: float = float("inf")
+    """When a sync may go on that waits for nothing but its rate; monotonic."""
 
     def __attrs_post_init__(self) -> None:
         """Begin with nothing to mend."""
@@ -128,6 +133,7 @@ class Keeper:
 
     def tend(self, now: Instant, out: list[Effect]) -> None:
         """Open links that are due, find legs that are lost, and go on with what waits."""
+        self.sync_at = float("inf")
         for job in self.verifying:
             job.on_leg_changed(now, out)
             job.advance(now, out)
@@ -392,19 +398,37 @@ class Keeper:
             self._hashes[token] = leg
             leg.send(HashQuery(ctx.epoch, query_id, level, indexes), out)
             out.append(HashDisk(token, level, indexes))
-        busy = now.mono - self.primary.foreground_at < 1.0
-        limit = SYNC_BUSY_BYTES if busy else SYNC_IN_FLIGHT_BYTES
-        ready = ctx.disk.idle and now.mono >= leg.read_again_at
-        if leg.read_token is None and job.in_flight_bytes < limit and ready:
-            run = job.next_read()
-            if run is not None:
-                # Writes wait while the run is read, so that nothing newer overtakes it.
-                leg.read_token = ctx.token()
-                self._reads[leg.read_token] = leg
-                self.primary.holds += 1
-                out.append(ReadDisk(leg.read_token, *run))
+        self._read_next(leg, job, now, out)
         if job.equal:
             self._on_equal(leg, now, out)
+
+    def _read_next(self, leg: Leg, job: SyncJob, now: Instant, out: list[Effect]) -> None:
+        """Begin to read what is to be sent next, if the copy and the consumers leave room for it."""
+        disk, primary = self.ctx.disk, self.primary
+        busy = now.mono - primary.foreground_at < 1.0
+        limit = SYNC_BUSY_BYTES if busy else SYNC_IN_FLIGHT_BYTES
+        if leg.read_token is not None or job.in_flight_bytes >= limit:
+            return
+        if (job.contended and not disk.idle) or now.mono < leg.read_again_at:
+            return
+        ready_at = primary.pace.ready_at(now.mono)
+        if ready_at > now.mono:
+            if ready_at < self.sync_at:
+                self.sync_at = ready_at
+                self.review = True
+            return
+        runs = job.next_read(READ_CHUNKS_BUSY if busy else READ_CHUNKS_MAX)
+        if not runs:
+            return
+        if not disk.is_settled(runs):
+            # What is on the way to the disk is before it in the stream, and would be undone.
+            job.give_up_read(contended=True)
+            return
+        leg.read_token = self.ctx.token()
+        self._reads[leg.read_token] = (leg, job.contended)
+        if job.contended:
+            primary.holds += 1
+        out.append(ReadRuns(leg.read_token, runs))
 
     def _on_equal(self, leg: Leg, now: Instant, out: list[Effect]) -> None:
         job = leg.job
@@ -460,38 +484,37 @@ class Keeper:
             self.review = True
             self.drive(leg, now, out)
 
-    def on_read(self, token: int, data: bytes, now: Instant, out: list[Effect]) -> bool:
-        """Take a run that was read for sending; return whether it was ours."""
-        if any(job.on_bytes(token, data, now, out) for job in self.verifying):
-            return True
-        leg = self._reads.pop(token, None)
-        if leg is None:
-            return False
-        self.primary.holds -= 1
-        if leg.read_token == token and leg.job is not None:
-            leg.read_token = None
-            ops = leg.job.on_read(data, self.primary.next)
-            self.primary.push_to(leg, ops, now, out)
-            self.drive(leg, now, out)
-        self.primary.release(now, out)
-        return True
+    def on_read(self, token: int, data: bytes, now: Instant, out: list[Effect]) -> None:
+        """Take bytes that were read for a verification."""
+        for job in self.verifying:
+            job.on_bytes(token, data, now, out)
 
     def on_read_failed(self, token: int, now: Instant, out: list[Effect]) -> None:
-        """The own disk cannot read a run: it is mended first, and read again later."""
-        if any(job.on_bytes(token, b"", now, out) for job in self.verifying):
-            return
-        leg = self._reads.pop(token, None)
-        if leg is None:
-            return
-        self.primary.holds -= 1
-        if leg.read_token == token and leg.job is not None:
+        """The own disk cannot read what a verification asked for."""
+        self.on_read(token, b"", now, out)
+
+    def on_runs(
+        self, token: int, pieces: Sequence[bytes | None], now: Instant, out: list[Effect]
+    ) -> None:
+        """Take runs that were read for sending; what the disk cannot read is mended first."""
+        leg, held = self._reads.pop(token, (None, False))
+        if held:
+            self.primary.holds -= 1
+        if leg is not None and leg.read_token == token and leg.job is not None:
             leg.read_token = None
-            leg.read_again_at = now.mono + RETRY_OFFLINE_S
-            self.mending.add_range(*leg.job.on_read_failed(), now, out)
-        self.primary.release(now, out)
+            for run in leg.job.lost_in(pieces):
+                leg.read_again_at = now.mono + RETRY_OFFLINE_S
+                self.mending.add_range(*run, now, out)
+            ops = leg.job.on_read(pieces, self.primary.next)
+            if ops:
+                self.primary.pace.sent(now.mono, sum(len(op.data) for op in ops))
+                self.primary.push_to(leg, ops, now, out)
+            self.drive(leg, now, out)
+        if held:
+            self.primary.release(now, out)
 
     def _release_read(self, leg: Leg) -> None:
-        """The read goes on, but its outcome is for nobody; `on_read` lifts the hold."""
+        """The read goes on, but its outcome is for nobody; `on_runs` lifts the hold."""
         leg.read_token = None
 
     def leg_of(self, link: LinkId) -> Leg | None:

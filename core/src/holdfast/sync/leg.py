@@ -120,6 +120,8 @@ class Leg:
                 if op.length:
                     self.job.skip(op.offset, op.length)
             return
+        if self.job is not None and self.job.reading:
+            self.job.overtake(batch.ops)
         self.push(batch, size_bytes, now, out)
 
     def push(self, batch: Batch, size_bytes: int, now: float, out: list[Effect]) -> None:

@@ -42,11 +42,13 @@ from holdfast.sync.verify import VerifyJob
 
 BUSY_TICK_S = 0.05
 IDLE_TICK_S = 0.5
+SYNC_TICK_S = 0.005
+"""While only the rate of a sync is to be waited for."""
 LEASE_TICK_S = 0.005
 """While only a lease is missing, which comes beside the member's own events."""
 HANDOVER_NEWS_S = 0.25
 """How long a copy that the record names waits for its predecessor to tell it so on the stream."""
-_Read = ev.HashesDone | ev.ReadDone | ev.ReadFailed | ev.ReadsFailed | ev.MapDone
+_Read = ev.HashesDone | ev.ReadDone | ev.ReadFailed | ev.ReadsFailed | ev.RunsRead | ev.MapDone
 _READING = frozenset({RequestKind.READ, RequestKind.EXTENTS, RequestKind.FLUSH})
 
 
@@ -208,7 +210,12 @@ class GroupMember:
                 if leg is not None and leg.phase is Phase.OPENING:
                     leg.phase = Phase.ATTACHING
             case (
-                ev.HashesDone() | ev.ReadDone() | ev.ReadFailed() | ev.ReadsFailed() | ev.MapDone()
+                ev.HashesDone()
+                | ev.ReadDone()
+                | ev.ReadFailed()
+                | ev.ReadsFailed()
+                | ev.RunsRead()
+                | ev.MapDone()
             ):
                 self._on_read(event, now, out)
             case ev.DiskStalled():
@@ -254,6 +261,9 @@ class GroupMember:
             case ev.ReadFailed():
                 if not self.replica.on_read_failed(event.token, out) and self.keeper:
                     self.keeper.on_read_failed(event.token, now, out)
+            case ev.RunsRead():
+                if self.keeper is not None:
+                    self.keeper.on_runs(event.token, event.pieces, now, out)
             case ev.ReadsFailed():
                 if self.keeper is not None:
                     self.keeper.mending.add(event.link, event.requests, now, out)
@@ -695,6 +705,8 @@ class GroupMember:
             return max(BUSY_TICK_S, min(self._stand_at() - now.mono, 2.5))
         if self.keeper is not None and (self.keeper.verifying or self.keeper.mending.active):
             return BUSY_TICK_S
+        if self.keeper is not None and self.keeper.sync_at < now.mono + BUSY_TICK_S:
+            return max(SYNC_TICK_S, self.keeper.sync_at - now.mono)
         if not primary.serving and all(leg.equal for leg in primary.legs.values() if leg.in_sync):
             return LEASE_TICK_S
         settled = primary.serving and primary.idle and primary.commit >= primary.told_commit

@@ -34,6 +34,7 @@ from holdfast.sync.context import Context
 from holdfast.sync.delta import SyncJob
 from holdfast.sync.events import Effect, Instant, LinkId, SendReplies, ServeReads
 from holdfast.sync.leg import Leg, Phase, batch_bytes
+from holdfast.sync.pace import Pace
 from holdfast.units import REQUEST_BYTES_MAX, SECTOR_BYTES, CopyId
 from holdfast.units import Sequence as Position
 
@@ -90,6 +91,10 @@ class PrimaryRole:
     _required: tuple[Leg, ...] = ()
     foreground_at: float = 0.0
     """When a consumer last wrote; sync yields to that."""
+    pace: Pace = field(factory=Pace)
+    """How fast syncs may go beside that."""
+    _timed: tuple[Position, float] | None = None
+    """One write under way: its sequence, and when it was sent."""
 
     # -- consumers --------------------------------------------------------------------------------
 
@@ -174,6 +179,8 @@ class PrimaryRole:
                     self._flushes.append((sequence, link, request_id))
         if ops:
             self.foreground_at = now.mono
+            if self._timed is None:
+                self._timed = (first, now.mono)
             self._emit(first, ops, size_bytes, now, out)
 
     def _emit(
@@ -276,6 +283,10 @@ class PrimaryRole:
                 durable = leg.durable
         if commit > self.commit:
             self.commit = Position(commit)
+            timed = self._timed
+            if timed is not None and timed[0] <= commit:
+                self.pace.wrote(now.mono, now.mono - timed[1])
+                self._timed = None
         elif pending and pending[0][0] > self.commit and not (flushes or self._reads):
             # The common case: of several copies, this was not the last one to acknowledge.
             self.durable = max(self.durable, durable)

@@ -145,15 +145,17 @@ class MemoryCopyStore:
         self._check()
         return [self._is_hole(chunk) for chunk in chunks]
 
-    def extents(self, offset: int, length: int) -> Sequence[Extent]:
+    def extents(self, offset: int, length: int, *, grain: int = 1) -> Sequence[Extent]:
         """Return the holes and data in a range, alternating."""
         self._check()
         found: list[Extent] = []
         end = offset + length
+        piece = max(grain, BLOCK_BYTES)
         while offset < end:
-            number = offset // BLOCK_BYTES
-            stop = min((number + 1) * BLOCK_BYTES, end)
-            is_hole = number not in self.disk.blocks
+            number = offset // piece
+            stop = min((number + 1) * piece, end)
+            blocks = range(number * piece // BLOCK_BYTES, (number + 1) * piece // BLOCK_BYTES)
+            is_hole = not any(block in self.disk.blocks for block in blocks)
             if found and found[-1].is_hole == is_hole:
                 found[-1] = Extent(found[-1].length + stop - offset, is_hole)
             else:

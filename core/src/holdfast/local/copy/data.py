@@ -104,20 +104,30 @@ class DataFile:
                 answers.append(min(start + CHUNK_BYTES, size) <= hole_end)
         return answers
 
-    def extents(self, offset: int, length: int) -> list[Extent]:
-        """Return the holes and data in a range, alternating; their lengths add up to `length`."""
+    def extents(self, offset: int, length: int, *, grain: int = 1) -> list[Extent]:
+        """Return the holes and data in a range, alternating; their lengths add up to `length`.
+
+        Data in any part of a piece of `grain` bytes makes the whole piece data.
+        """
         found: list[Extent] = []
         end = offset + length
+        start = at = offset
+        """Data begins at `start`, and is looked for from `at` on."""
         with files.errors_named(self._where):
-            while offset < end:
-                stop = files.next_data(self._fd, offset, end)
-                is_hole = stop > offset
-                if not is_hole:
-                    stop = files.next_hole(self._fd, offset, end)
-                    if stop == offset:  # A writer beside us has just made a hole here.
-                        continue
-                found.append(Extent(stop - offset, is_hole))
-                offset = stop
+            while at < end:
+                data = files.next_data(self._fd, at, end)
+                hole = end if data >= end else max(at, data // grain * grain)
+                if hole > at:
+                    if at > start:
+                        found.append(Extent(at - start, is_hole=False))
+                    found.append(Extent(hole - at, is_hole=True))
+                    start = at = hole
+                if data < end:
+                    # One that is no longer than nothing: a writer beside us has just made a hole.
+                    stop = files.next_hole(self._fd, data, end)
+                    at = min(-(-stop // grain) * grain, end) if stop > data else at
+        if at > start:
+            found.append(Extent(at - start, is_hole=False))
         return found
 
     def grow(self, size_bytes: int) -> None:

@@ -190,10 +190,13 @@ class FileCopyStore:
         with self._trusted():
             return self._data.zero_chunks(chunks)
 
-    def extents(self, offset: int, length: int) -> Sequence[Extent]:
-        """Return the holes and data in a range; their lengths add up to `length`."""
+    def extents(self, offset: int, length: int, *, grain: int = 1) -> Sequence[Extent]:
+        """Return the holes and data in a range; their lengths add up to `length`.
+
+        Data in any part of a piece of `grain` bytes makes the whole piece data.
+        """
         with self._trusted():
-            return self._data.extents(offset, length)
+            return self._data.extents(offset, length, grain=grain)
 
     # --- dirty maps of other copies --------------------------------------------------------
 

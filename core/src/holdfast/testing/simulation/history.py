@@ -13,6 +13,7 @@ covered may be undone by it, flushed ones may not (I4). A block that was ever re
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 from attrs import define, field
@@ -157,7 +158,19 @@ def _check_register(
         elif what == 2:
             values = {*_survivors(accesses, at, flushes, rolled), *(value for value, _ in states)}
             rolled.append((at, values))
-            states = {_with_reads((value, done), pending) for _, done in states for value in values}
+            # A write under way may have been carried out before, its answer still travelling.
+            gone = [a.start for a in pending.values() if a.is_write and not a.durable]
+            subsets = [
+                frozenset(subset)
+                for size in range(len(gone) + 1)
+                for subset in itertools.combinations(gone, size)
+            ]
+            states = {
+                _with_reads((value, done | subset), pending)
+                for _, done in states
+                for value in values
+                for subset in subsets
+            }
         else:
             assert accessed is not None
             states = _answered(states, accessed, pending)

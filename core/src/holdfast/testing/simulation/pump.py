@@ -218,12 +218,16 @@ class Pump:
         if lane and not self.closed:
             self._start(lane, kind)
 
-    def _run_beside(self, kind: str, usual_s: float, work: Callable[[], Event]) -> None:
+    def _run_beside(self, kind: str, usual_s: float, work: Callable[[], Event | None]) -> None:
         """Run `work` at some moment of its time, and feed what it returns at the end."""
         total = self._delay(usual_s)
         self.process.world.after(total, self._beside_ends, kind, work)
 
-    def _beside_ends(self, kind: str, work: Callable[[], Event]) -> None:
+    def _feed_open(self, event: Event) -> None:
+        if not self.closed:
+            self.feed(event)
+
+    def _beside_ends(self, kind: str, work: Callable[[], Event | None]) -> None:
         if self.closed:
             return
         wait = self.stalled_until - self.process.world.now
@@ -231,7 +235,10 @@ class Pump:
             self.process.world.after(wait, self._beside_ends, kind, work)
         elif not self._fails(kind):
             event = work()
-            self.process.run(self.feed, event)
+            if event is not None:
+                # The thread has the bytes; the loop learns of it a little later.
+                later = self._delay(0.0001)
+                self.process.world.after(later, self.process.run, self._feed_open, event)
 
     def _flush(self, effect: ev.FlushDisk) -> None:
         disk, mark = self.disk, self.disk.flush_mark()
@@ -249,6 +256,20 @@ class Pump:
             return ev.ReadDone(effect.token, self.disk.read(effect.offset, effect.length))
 
         self._run_beside("read", 0.0005, work)
+
+    def _read_runs(self, effect: ev.ReadRuns) -> None:
+        """Read each run at a moment of its own; writes go on in between."""
+        pieces: list[bytes | None] = []
+
+        def work() -> Event | None:
+            run = effect.runs[len(pieces)]
+            pieces.append(self.disk.read(*run) if self.disk.can_read(*run) else None)
+            if len(pieces) < len(effect.runs):
+                self._run_beside("read", 0.0002, work)
+                return None
+            return ev.RunsRead(effect.token, pieces)
+
+        self._run_beside("read", 0.0002, work)
 
     def _hash(self, effect: ev.HashDisk) -> None:
         def work() -> Event:
@@ -360,12 +381,17 @@ class Pump:
         self.process.removed(self)
 
     def _stopped(self, effect: ev.Stopped) -> None:
-        """Come to rest: what was started in threads finishes, then the superblock is saved."""
-        for lane in (self._data, self._metadata):
-            for work, _, _ in lane:
-                work()
-            lane.clear()
-        self.disk.save(effect.superblock)
+        """Come to rest: what was started in threads finishes, then the superblock is saved.
+
+        A store that has failed takes no superblock any more: the last one says that what was not
+        flushed may be gone.
+        """
+        if not self.member.failure:
+            for lane in (self._data, self._metadata):
+                for work, _, _ in lane:
+                    work()
+                lane.clear()
+            self.disk.save(effect.superblock)
         self.close()
         self.process.stopped(self)
 
@@ -402,6 +428,7 @@ _CARRY: dict[type[Any], Callable[[Pump, Any], None]] = {
     ev.ClearRegions: Pump._clear,
     ev.SaveSuperblock: Pump._save,
     ev.ReadDisk: Pump._read,
+    ev.ReadRuns: Pump._read_runs,
     ev.HashDisk: Pump._hash,
     ev.MapDisk: Pump._map,
     ev.OpenLink: Pump._open_link,
