@@ -35,6 +35,7 @@ LONG_MODULES: Mapping[str, str] = {
     "core/src/holdfast/sync/member.py": "Every change of role and record stands beside the others.",
     "core/src/holdfast/testing/simulation/faults.py": "One list of all faults.",
     "core/src/holdfast/testing/simulation/node.py": "A node carries out every effect.",
+    "core/src/holdfast/testing/simulation/pump.py": "A pump carries out every effect.",
 }
 """Path to the reason why it stays in one piece."""
 LONG_FUNCTIONS: Mapping[str, str] = {}
