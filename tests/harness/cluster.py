@@ -298,7 +298,13 @@ class RunningCluster:
         send(self.pid(name), signal.SIGCONT)
 
     def start(self, name: str) -> None:
-        """Start a node and return when it is ready."""
+        """Start a node and return when it is ready.
+
+        A busy machine may take longer than the command waits, which then ends the node again.
+        """
+        for _ in range(2):
+            if self.run("node", "start", name).code == 0:
+                return
         self.do("node", "start", name)
 
     def stop(self, name: str) -> None:
