@@ -73,6 +73,9 @@ def test_a_lone_copy_with_a_bad_sector_serves_the_rest() -> None:
     assert writer.read(0).errno == errno.EIO
     assert writer.read(0).errno == errno.EIO
     assert len(group.notes("unreadable")) == 1, "told once"
+    told = group.explain()
+    assert any("cannot be read" in sentence for sentence in told["why"])
+    assert any("backup" in each["sentence"] for each in told["help"])
     assert writer.write(BLOCK_BYTES * 40, b"z") == 0
 
 
@@ -118,5 +121,6 @@ def test_one_is_patient_with_the_stalled_disk_of_the_last_copy() -> None:
     asked = writer.ask(RequestKind.WRITE, 0, b"x" * BLOCK_BYTES)
     group.run(50.0)
     assert writer.waits(asked)
+    assert any("has answered nothing for" in sentence for sentence in group.explain()["why"])
     assert group.primary_node == former
     assert writer.answer(asked).errno == 0

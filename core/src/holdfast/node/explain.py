@@ -22,8 +22,10 @@ from holdfast.sync.healing import leaving, missing_count, view_of
 from holdfast.sync.leg import Leg, Phase
 from holdfast.sync.member import GroupMember, Role
 from holdfast.sync.peers import Timing
-from holdfast.units import NodeName, format_size
+from holdfast.units import CHUNK_BYTES, NodeName, format_size
 
+LOST_MAX = 10
+"""Unreadable chunks that are told one by one."""
 _STICKY = frozenset({Access.READ_ONLY, Access.ERROR})
 _SHORT = frozenset({Access.READ_ONLY, Access.SUSPENDED, Access.ERROR, Access.NONE})
 
@@ -212,6 +214,7 @@ class _Story:
         self._tell_access(record)
         if self.member is not None:
             self._tell_growth(self.member)
+            self._tell_disks(self.member)
             self._tell_store(self.member)
 
     def _tell_missing(self, record: GroupRecord, entry: Member) -> None:
@@ -274,6 +277,24 @@ class _Story:
         if have < self.spec.replicas:
             fewer = f"holdfast volume set {self.spec.name} --replicas {have}"
             self._help("Or declare fewer replicas.", fewer)
+
+    def _tell_disks(self, member: GroupMember) -> None:
+        """Disks that answer nothing, and what no disk can read."""
+        ctx, legs = member.ctx, () if member.primary is None else member.primary.legs.values()
+        silent = {ctx.node: ctx.stalled_s}
+        silent |= {leg.node: ctx.peers.stall_of(leg.node) for leg in legs if leg.in_sync}
+        for node, for_s in silent.items():
+            if for_s:
+                self.why.append(f"A disk of {node} has answered nothing for {for_s:.0f} s.")
+                goes_on = "it is waited for"
+                if len(silent) > 1:
+                    goes_on = f"the copy there is left out after {ctx.peers.timing.ack_timeout_s:g}"
+                    goes_on += " s without an answer, the last but one after twice that"
+                self._next(f"If it goes on, {goes_on}.")
+        for chunk in sorted(member.keeper.mending.lost if member.keeper else ())[:LOST_MAX]:
+            at = format_size(chunk * CHUNK_BYTES)
+            self.why.append(f"64 KiB at {at} cannot be read on {ctx.node}; no in-sync copy has it.")
+            self._help("Write what it held anew, from a backup; until then it reads as an error.")
 
     def _tell_moves(self, record: GroupRecord) -> None:
         going = leaving(record, self.alive)
@@ -417,6 +438,7 @@ _FAULTS: Mapping[str, str] = {
     "ack-timeout": "it answered heartbeats but acknowledged nothing for too long",
     "restarted": "its process or machine restarted",
     "no-space": "its file system is full",
+    "unreadable": "its disk cannot read some of its data",
     "io-error": "its disk answered with an error",
     "flush-failed": "its disk failed to put data on stable storage",
     "corrupt": "its data or metadata failed a check",
