@@ -48,6 +48,8 @@ def test_a_primary_moves_to_another_node(start_cluster: Start) -> None:
     cluster = start_cluster(nodes=4)
     cluster.create("db", "16MiB")
     source, target = cluster.primary("db"), cluster.bystanders("db")[0]
+    assert cluster.run("volume", "move", "db", source, "--call-off").code == 6, "nothing moves"
+    assert cluster.run("volume", "move", "db", source).code == 2
     cluster.do("volume", "move", "db", source, target)
     wait_until(lambda: source not in nodes_of(cluster, "db"), 20, "the move")
     assert cluster.primary("db") == target

@@ -116,6 +116,26 @@ def test_a_move_goes_on_under_another_primary() -> None:
     assert target in nodes_of(group)
 
 
+@pytest.mark.parametrize("role", ["replica", "primary"])
+@pytest.mark.parametrize("wait_s", [0.0, 0.02, 0.2])
+def test_a_move_that_is_called_off_leaves_everything_as_it_was(role: str, wait_s: float) -> None:
+    group = Group(1, nodes=3)
+    before = {m.node for m in group.record.members}
+    source = group.primary_node if role == "primary" else group.replica_nodes[0]
+    target = next(node for node in group.world.machines if node not in before)
+    group.cordon(target)  # What is made there is made because an operator said so.
+    group.world.machines[target].process.pause()  # type: ignore[union-attr]
+    group.feed(ev.MoveCopy(source, target))
+    group.run(wait_s)
+    group.feed(ev.MoveCopy(source, source))
+    group.run(1.0)
+    group.world.machines[target].process.resume()  # type: ignore[union-attr]
+    group.run(20.0)
+    assert {m.node for m in group.record.members} == before
+    assert not any(m.leaving for m in group.record.members)
+    group.until_healthy()
+
+
 def test_a_move_is_not_forgotten_when_its_compare_and_set_loses() -> None:
     group = Group(1, nodes=3)
     source, target = group.replica_nodes[0], spare_of(group)

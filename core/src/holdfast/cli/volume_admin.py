@@ -54,11 +54,21 @@ def move(
     ctx: typer.Context,
     name: Name,
     source: Annotated[str, typer.Argument(metavar="FROM", help="The node that has a copy.")],
-    target: Annotated[str, typer.Argument(metavar="TO", help="The node that is to have it.")],
+    target: Annotated[
+        str | None, typer.Argument(metavar="[TO]", help="The node that is to have it.")
+    ] = None,
+    call_off: Annotated[
+        bool, typer.Option("--call-off", help="Leave the copy where it is after all.")
+    ] = False,
 ) -> None:
     """Move a copy to another node: add and sync there first, then remove it here."""
+    if (target is None) is not call_off:
+        raise UsageError("Either a node to move to or --call-off is needed.")
     context = here(ctx)
-    status = context.client().move(name, source, target)
+    status = context.client().move(name, source, target or source)
+    if target is None:
+        _told(context, status, f"The copy of volume {name} on {source} stays there.")
+        return
     _told(context, status, f"The copy of volume {name} on {source} is moving to {target}.")
 
 

@@ -217,7 +217,10 @@ class NodeService(Protocol):
         ...
 
     async def move(self, name: str, source: NodeName, target: NodeName) -> Json:
-        """Begin to move a copy: add on `target`, sync, switch, remove; return the status."""
+        """Begin to move a copy: add on `target`, sync, switch, remove; return the status.
+
+        With `target` the same as `source` a move is called off.
+        """
         ...
 
     async def evict(self, name: str, node: NodeName) -> Json:

@@ -267,13 +267,20 @@ class Service:
         return await self._status(spec)
 
     async def move(self, name: str, source: NodeName, target: NodeName) -> Json:
-        """Begin to move a copy: add on `target`, sync, then remove from `source`."""
+        """Begin to move a copy: add on `target`, sync, then remove from `source`.
+
+        To its own node: call a move off.
+        """
         spec, pump, record = await self._at_primary(name, "move", source, target)
         if pump is None:
             return await self._forwarded(record, "move", name, source, target)
         if record.on_node(source) is None:
             raise NotFoundError(f"Node {source} has no copy of {name}.")
-        if record.on_node(target) is not None:
+        if source == target:
+            member = record.on_node(source)
+            if member is None or not member.leaving:
+                raise ConflictError(f"The copy of {name} on {source} is not being moved.")
+        elif record.on_node(target) is not None:
             raise ConflictError(f"Node {target} has a copy of {name} already.")
         if target not in self._node.directory.alive:
             raise ConflictError(f"Node {target} is not there.")

@@ -238,7 +238,10 @@ class AddCopy:
 
 @attrs.frozen
 class MoveCopy:
-    """Operator: make a copy on `target`, and once it is in sync take out the one on `source`."""
+    """Operator: make a copy on `target`, and once it is in sync take out the one on `source`.
+
+    With `target` the same as `source` the copy there stays: a move is called off.
+    """
 
     source: NodeName
     target: NodeName

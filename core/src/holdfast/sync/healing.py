@@ -78,9 +78,24 @@ class Healing:
     """Nodes on which an operator wants a copy, beyond the declared number until it is in sync."""
     moves: dict[NodeName, NodeName] = field(factory=dict)
     """Source to target of moves that are asked for and not yet in the record."""
+    called_off: set[NodeName] = field(factory=set)
+    """Nodes whose copy is to stay after all, and by the record is still to go."""
+    _targets: dict[NodeName, NodeName] = field(factory=dict)
+    """By source: the targets of all moves that this primary was asked for."""
     verdict: Verdict | None = None
     placement: Placement | None = None
     """The last search for a node, with its reasons."""
+
+    def move(self, source: NodeName, target: NodeName) -> None:
+        """Plan a move; to its own node: call it off, and let the copy that was made go."""
+        if target == source:
+            self.moves.pop(source, None)
+            self.wanted_nodes.discard(self._targets.pop(source, source))
+            self.called_off.add(source)
+        else:
+            self.called_off.discard(source)
+            self.wanted_nodes.add(target)
+            self.moves[source] = self._targets[source] = target
 
     def desired(self, now: Instant, out: list[Effect]) -> GroupRecord:
         """Return the record that the present state asks for; the one in force when all is well."""
@@ -88,6 +103,7 @@ class Healing:
         record = self.drop_faulty(record, now)
         record = self._join(record, now)
         record = self._begin(record, now)
+        record = self._stay(record)
         record = self._remove(record, out)
         record = self._replace(record, now, out)
         record = self.primary.attachments.admit(
@@ -124,6 +140,15 @@ class Healing:
             member = record.find(leg.copy)
             if leg.wants_sync and leg.identity is not None and member is not None:
                 record = membership.begin_sync(record, leg.copy, leg.identity.incarnation, now.wall)
+        return record
+
+    def _stay(self, record: GroupRecord) -> GroupRecord:
+        for node in sorted(self.called_off):
+            member = record.on_node(node)
+            if member is None or not member.leaving:
+                self.called_off.discard(node)
+            else:
+                record = membership.mark_leaving(record, member.copy, leaving=False)
         return record
 
     def _remove(self, record: GroupRecord, out: list[Effect]) -> GroupRecord:

@@ -236,8 +236,7 @@ class GroupMember:
                     self.healing.wanted_nodes.add(event.node)
             case ev.MoveCopy():
                 if self.healing is not None:
-                    self.healing.wanted_nodes.add(event.target)
-                    self.healing.moves[event.source] = event.target
+                    self.healing.move(event.source, event.target)
             case ev.Verify():
                 self._on_verify(event, out)
             case ev.ForcePromote():

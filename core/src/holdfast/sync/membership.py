@@ -154,9 +154,9 @@ def remove(record: GroupRecord, copy: CopyId) -> GroupRecord:
     return check(record)
 
 
-def mark_leaving(record: GroupRecord, copy: CopyId) -> GroupRecord:
-    """Return the record with `copy` to go once enough others are in sync."""
-    return check(record.with_member(attrs.evolve(record.member(copy), leaving=True)))
+def mark_leaving(record: GroupRecord, copy: CopyId, *, leaving: bool = True) -> GroupRecord:
+    """Return the record with `copy` to go once enough others are in sync, or to stay after all."""
+    return check(record.with_member(attrs.evolve(record.member(copy), leaving=leaving)))
 
 
 def mark_suspect(record: GroupRecord, copy: CopyId) -> GroupRecord:

@@ -84,6 +84,10 @@ KINDS: dict[str, int] = {
 """Kind to weight."""
 
 
+CALLED_OFF = 0.3
+"""Of all moves."""
+
+
 def draw(config: Config) -> list[Fault]:
     """Return the faults of a world, by time."""
     rng = random.Random(f"{config.seed}/faults")
@@ -423,6 +427,9 @@ def _move(world: World, fault: Fault) -> None:
     source, target = fault.nodes[:2]
     if stored[0].on_node(source) is not None and stored[0].on_node(target) is None:
         _to_primary(world, fault.volume, ev.MoveCopy(source, target))
+        if fault.amount < CALLED_OFF:
+            stay = ev.MoveCopy(source, source)
+            world.after(fault.duration, _to_primary, world, fault.volume, stay)
 
 
 def _drain(world: World, fault: Fault) -> None:
