@@ -2,6 +2,7 @@
 #
 #   make demo             install into .venv and watch a volume outlive its primary
 #   make test             set up, check and test everything (what CI runs)
+#   make guest            test on another kernel, under QEMU, what needs its NVMe-oF and MD
 #   make lint             only the checks: ruff, mypy, codespell
 #   make bench            compare with nbdkit and QEMU on this machine; BENCH="--rounds 5" passes options
 #   make crash SEEDS=200  what power losses may leave of a copy, and of file systems, thoroughly
@@ -110,6 +111,12 @@ soak: setup
 
 explore: $(VENV)/.developer
 	@$(BIN)/python -m holdfast.testing.explorer $(EXPLORE)
+
+# Root, QEMU and some minutes; the kernel is Debian's, the programs are this machine's.
+GUEST ?= plugins/transport_nvmeof/tests/test_md_kernel.py plugins/transport_nvmeof/tests/test_kernel.py
+.PHONY: guest
+guest: setup
+	$(BIN)/python -m tests.guest $(abspath $(BIN))/python -m pytest -p no:cacheprovider -q $(GUEST)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -29,7 +29,7 @@ from holdfast_transport_nvmeof.md.placing import first_members
 
 NULLB = Path("/sys/kernel/config/nullb")
 BLOCK = 4096
-PATIENCE_S = 120.0
+PATIENCE_S = 400.0
 ALWAYSON = registry.load("policy", "alwayson")
 
 
@@ -154,6 +154,18 @@ class Lab:
         while await self.store.get(f"{VOLUMES}{name}") is not None:
             assert time.monotonic() < give_up, await self.volume(name)
             await self.round()
+
+    def transports(self) -> set[str]:
+        """What the imports of all nodes go over."""
+        paths = Path("/sys/class/nvme").glob("nvme*/transport")
+        return {path.read_text().strip() for path in paths}
+
+    def verify_members(self, shadow: Shadow) -> None:
+        """Look for what was written in every slice there is, behind MD's back."""
+        for name, agent in self.agents.items():
+            assert agent.seen is not None
+            for each in agent.seen.slices.values() if name not in self.down else ():
+                shadow.verify_member(each.path)
 
     def cut(self, name: str) -> None:
         """The node's machine is gone: nobody reaches its exports, and its agent does nothing."""

@@ -108,10 +108,12 @@ async def _loops() -> dict[tuple[int, str], str]:
     return found
 
 
-def make_on_drive(drive: Drive, start: int, size: int, uuid: str, label: str) -> list[Step]:
-    """Return the steps that make a partition whose bytes are all zero in the end.
+def make_on_drive(
+    drive: Drive, start: int, size: int, uuid: str, label: str, *, zeroed: bool
+) -> list[Step]:
+    """Return the steps that make a partition, whose bytes are all zero in the end if `zeroed`.
 
-    A drive with nothing on it gets a GPT first; sfdisk refuses by itself when that is not so.
+    Only members of an array that is still to be made must be equal from birth. A drive with nothing on it gets a GPT first; sfdisk refuses by itself when that is not so.
     """
     steps: list[Step] = []
     number = 1 + max((part.number for part in drive.partitions), default=0)
@@ -120,11 +122,11 @@ def make_on_drive(drive: Drive, start: int, size: int, uuid: str, label: str) ->
     sector = drive.sector_bytes
     line = (
         f"start={start // sector}, size={size // sector}, type={RAID_TYPE}, "
-        f'uuid={uuid.upper()}, name="{label}{NEW}"\n'
+        f'uuid={uuid.upper()}, name="{label}{NEW if zeroed else ""}"\n'
     )
     steps.append(_sfdisk(drive.path, line, "--append"))
     path = partition_path(drive.path, number)
-    return [*steps, *zero(path), rename(drive.path, number, label)]
+    return [*steps, *zero(path), rename(drive.path, number, label)] if zeroed else steps
 
 
 def zero(path: str) -> list[Step]:

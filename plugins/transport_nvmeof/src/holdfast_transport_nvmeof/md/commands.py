@@ -84,11 +84,10 @@ def re_add(array: Array, device: str) -> list[Step]:
     return [run("mdadm", "--manage", "--quiet", array.device, "--re-add", device)]
 
 
-def add(array: Array, device: str, *, wipe: bool) -> list[Step]:
-    """Return the steps that add a member as a whole; `wipe` forgets what it was before."""
-    forget = [run("mdadm", "--zero-superblock", "--force", device)] if wipe else []
+def add(array: Array, device: str) -> list[Step]:
+    """Return the steps that add a member as a whole: what it was before is forgotten first."""
     return [
-        *forget,
+        run("wipefs", "--all", "--quiet", "--force", "--types=linux_raid_member", device),
         run("mdadm", "--manage", "--quiet", array.device, "--failfast", "--add", device),
     ]
 

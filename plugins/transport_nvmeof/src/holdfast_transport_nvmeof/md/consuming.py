@@ -255,14 +255,16 @@ class _Consuming:
         return Plan(why, kind="missing", steps=steps, after=done if gone else None, quiet=not gone)
 
     def returned(self, array: Array) -> Plan | None:
+        # MD takes a member that was replaced for faulty; it is not wanted back.
+        replaced = {m.replaces for m in self.volume.members if m.state in IN_ARRAY}
         for member in self.volume.members:
             device = self.free(member, array)
-            if member.state is not MemberState.MISSING or device is None:
+            if member.state is not MemberState.MISSING or device is None or member.id in replaced:
                 continue
             done = self.volume.with_member(self.at(member, MemberState.SYNCING, whole=False))
             if member.whole:
                 why = f"The member on {member.node} is back and is synced as a whole."
-                steps = commands.add(array, device, wipe=True)
+                steps = commands.add(array, device)
                 return Plan(why, kind="returned", steps=tuple(steps), after=done)
             why = f"The member on {member.node} is back; what changed meanwhile is copied."
             failed = self.volume.with_member(attrs.evolve(member, whole=True))
@@ -308,7 +310,7 @@ class _Consuming:
             device = self.free(member, array)
             if member.state is not MemberState.CREATED or device is None:
                 continue
-            steps = commands.add(array, device, wipe=False)
+            steps = commands.add(array, device)
             old = self.volume.member(member.replaces) if member.replaces else None
             leg = None if old is None else array.leg(self.devices.get(old.id, ("", 0))[0])
             if leg is not None and leg.in_sync and array.in_sync == array.raid_disks:

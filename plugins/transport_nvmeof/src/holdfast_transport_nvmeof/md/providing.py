@@ -148,7 +148,9 @@ def _made(volume: MdVolume, member: MdMember, home: Home, seen: Observed) -> Pla
     if chosen is not None:
         drive, start = chosen
         label = label_of(volume.name, member.slot)
-        steps = slices.make_on_drive(drive, start, volume.member_bytes, member.id, label)
+        steps = slices.make_on_drive(
+            drive, start, volume.member_bytes, member.id, label, zeroed=not volume.created
+        )
         why = f"A partition of {format_size(volume.member_bytes)} is made on {drive.path}."
         return Plan(why, steps=tuple(steps), background=member.id)
     if not home.folder:
