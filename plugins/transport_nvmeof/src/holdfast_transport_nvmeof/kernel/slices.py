@@ -113,7 +113,8 @@ def make_on_drive(
 ) -> list[Step]:
     """Return the steps that make a partition, whose bytes are all zero in the end if `zeroed`.
 
-    Only members of an array that is still to be made must be equal from birth. A drive with nothing on it gets a GPT first; sfdisk refuses by itself when that is not so.
+    Only members of an array that is still to be made must be equal from birth. A drive with nothing
+    on it gets a GPT first; sfdisk refuses by itself when that is not so.
     """
     steps: list[Step] = []
     number = 1 + max((part.number for part in drive.partitions), default=0)

@@ -1,6 +1,6 @@
 """The commands that make, run and change an array and its file system, as steps.
 
-The flags are MeshStor's (`research` of its public documents), but for `--data-offset` and `--size`, which
+The flags are those that MeshStor documents, but for `--data-offset` and `--size`, which
 are fixed here so that every member of a volume has its data at the same place, whatever mdadm's version.
 """
 
