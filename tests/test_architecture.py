@@ -31,6 +31,7 @@ ROOMS = {
     "testing": INWARD,
     "slab": {"units"},
     "cold": set(),
+    "heap": set(),
     "node": INWARD | {"kernel", "local", "slab", "__version__"},
     # The facade of those who embed Holdfast.
     "api": INWARD | {"kernel", "local", "node"},

@@ -29,6 +29,7 @@ REPLY_ENTRY = struct.Struct("<QiI")
 SEVERAL_BYTES_MAX = 4 * MIB
 """Table and data of a frame with more than one item; more goes as several frames."""
 ITEMS_MAX = 32_768
+ACK_BYTES = HEADER.size
 _new = tuple.__new__
 
 
@@ -84,6 +85,7 @@ _COLD: Final[dict[type[Any], tuple[Kind, ColdCodec]]] = {
     )
 }
 _COLD_BY_KIND: Final = {kind.value: codec for kind, codec in _COLD.values()}
+_ACK: Final = int(Kind.ACK)
 CARRYING_OPS: Final = frozenset({int(m.OpKind.WRITE), int(m.OpKind.SYNC_WRITE)})
 _OP_KINDS: Final = frozenset(map(int, m.OpKind))
 _REQUEST_KINDS: Final = frozenset(map(int, m.RequestKind))
@@ -122,6 +124,8 @@ def message_of(view: memoryview) -> Any:
     if len(view) < HEADER.size:
         raise RemoteProtocolError(f"A frame of {len(view)} bytes is too short.")
     kind, count, length, epoch, first, mark = HEADER.unpack_from(view)
+    if kind == _ACK and not count and not length and len(view) == ACK_BYTES:
+        return m.Ack(Epoch(epoch), Sequence(first), Sequence(mark))
     table_end = HEADER.size + _ENTRY_BYTES.get(kind, 0) * count
     end = table_end + length
     if end > len(view) or len(view) - end > 3:
@@ -166,9 +170,13 @@ def _runs(items: SequenceOf[Any], entry_bytes: int) -> Iterator[SequenceOf[Any]]
     yield items[begin:]
 
 
+def ack_frame(ack: m.Ack) -> bytes:
+    """Return the one piece of an acknowledgement's frame, which has `ACK_BYTES`."""
+    return HEADER.pack(_ACK, 0, 0, ack.epoch, ack.applied, ack.durable)
+
+
 def _pack_ack(ack: m.Ack) -> Iterator[Frame]:
-    head = HEADER.pack(Kind.ACK, 0, 0, ack.epoch, ack.applied, ack.durable)
-    yield [head], HEADER.size
+    yield [ack_frame(ack)], ACK_BYTES
 
 
 def _pack_batch(batch: m.Batch) -> Iterator[Frame]:

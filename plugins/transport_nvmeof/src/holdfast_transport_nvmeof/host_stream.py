@@ -32,6 +32,7 @@ from holdfast_transport_nvmeof.pdu import (
     PduError,
     PduFlag,
     PduType,
+    crc32c,
 )
 from holdfast_transport_nvmeof.replication import (
     BLOCKS_SHIFT,
@@ -185,7 +186,7 @@ class HostStream(Stream):
                 put(head + gap if gap else head)
                 put(data)
                 if data_digest:
-                    put(digest(crc(data if type(data) is bytes else bytes(data))))
+                    put(digest(crc(data) if type(data) is bytes else crc32c(data)))
                 self._ops_open += 1
             else:
                 self._next_op = cid

@@ -10,8 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-import google_crc32c
-
 from holdfast.errors import LocalProtocolError, RemoteProtocolError
 from holdfast.messages import Ack, Message, Payload
 from holdfast.units import KIB
@@ -25,6 +23,7 @@ from holdfast_transport_nvmeof.pdu import (
     Pdu,
     PduError,
     PduType,
+    crc32c,
     offending_header,
     term_pdu,
 )
@@ -38,15 +37,9 @@ JOIN_PIECE_BYTES_MAX: Final = 8 * KIB
 """Pieces below this on average are copied into one buffer, which costs less to write than many."""
 
 
-def crc_of(data: Payload) -> int:
-    """Return the CRC-32C of `data`; the library takes nothing that could change under it."""
-    value: int = google_crc32c.value(data if type(data) is bytes else bytes(data))
-    return value
-
-
 def is_intact(view: memoryview, start: int, stop: int) -> bool:
     """Return whether the CRC-32C of `view[start:stop]` stands behind it."""
-    found: int = google_crc32c.value(bytes(view[start:stop]))
+    found = crc32c(view[start:stop])
     (expected,) = DIGEST.unpack_from(view, stop)
     return found == int(expected)
 
@@ -66,7 +59,7 @@ def responses(*, has_digest: bool) -> Callable[[int], bytes]:
                 PduType.CAPSULE_RESP, int(has_digest), 24, 0, size, 0, 0, 0, QID, cid, 0
             )
             if has_digest:
-                found += DIGEST.pack(crc_of(found))
+                found += DIGEST.pack(crc32c(found))
             made[cid] = found
         return found
 
@@ -196,7 +189,7 @@ class Stream(ABC):
             head[4:8] = plen.to_bytes(4, "little")
             if framing.header_digest:
                 hlen = head[2]
-                head[hlen : hlen + 4] = DIGEST.pack(crc_of(head[:hlen]))
+                head[hlen : hlen + 4] = DIGEST.pack(crc32c(head[:hlen]))
             parts = [bytes(head), *pieces]
         self._append(parts, 1, sum(map(len, parts)))
 

@@ -19,9 +19,10 @@ from holdfast.messages import Ack, Batch, CopyFailed, Message, Op, OpKind, Paylo
 from holdfast.units import Epoch, Sequence
 from holdfast_transport_nvmeof.commands import AD, DEAC, DSM_RANGE, PSDT_SGL, IoOpcode, SglType
 from holdfast_transport_nvmeof.counters import Counters
-from holdfast_transport_nvmeof.frames import frames_of, message_of
+from holdfast_transport_nvmeof.frames import ACK_BYTES, ack_frame, frames_of, message_of
 from holdfast_transport_nvmeof.namespace import NSID
 from holdfast_transport_nvmeof.pdu import (
+    CRC_PIECE_BYTES,
     DATA,
     DIGEST,
     RESPONSE,
@@ -31,6 +32,7 @@ from holdfast_transport_nvmeof.pdu import (
     PduError,
     PduFlag,
     PduType,
+    crc32c,
 )
 from holdfast_transport_nvmeof.replication import (
     BLOCKS_SHIFT,
@@ -148,9 +150,10 @@ class TargetStream(Stream):
                 break
             data: Payload = view[at : at + length]
             if is_checked[1]:
-                # The library needs a copy; handed on, it spares the receive buffer.
-                data = bytes(data)
-                if google_crc32c.value(data) != _digest(view, at + length)[0]:
+                if length <= CRC_PIECE_BYTES:
+                    # The library needs a copy; handed on, it spares the receive buffer.
+                    data = bytes(data)
+                if crc32c(data) != _digest(view, at + length)[0]:
                     break
             if high & _FIRST:
                 self._end_batch(into)
@@ -298,7 +301,9 @@ class TargetStream(Stream):
     def _put(self, message: Message) -> None:
         if type(message) is Ack:
             self._complete_up_to(message.applied, message.durable)
-        elif type(message) is Refused:
+            self._put_frame([ack_frame(message)], ACK_BYTES)
+            return
+        if type(message) is Refused:
             self._fail_all(Status.RESERVATION_CONFLICT)
         elif type(message) is CopyFailed:
             self._fail_all(_STATUS_OF_FAULT.get(message.reason, Status.WRITE_FAULT))

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from holdfast.errors import HoldfastError, RefusedError, UnavailableError, UsageError
+from holdfast.heap import keep_warm
 from holdfast.interfaces.transport import Accept, LinkHandler
 from holdfast.messages import Hello
 from holdfast_transport_nvmeof.counters import Counters
@@ -208,4 +209,5 @@ class NvmeTcpTransportDriver:
     @staticmethod
     async def open(options: NvmeTcpTransportOptions, cluster: str, node: str) -> NvmeTcpTransport:
         """Return the transport of `node`, a member of `cluster`."""
+        keep_warm(options.warm_heap_bytes)
         return NvmeTcpTransport(options, cluster, node)

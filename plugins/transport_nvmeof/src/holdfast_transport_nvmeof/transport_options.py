@@ -6,6 +6,7 @@ import enum
 
 import attrs
 
+from holdfast.units import MIB
 from holdfast_transport_nvmeof.pdu import DGST_DATA, DGST_HEADER
 
 PORT = 5704
@@ -68,5 +69,13 @@ class NvmeTcpTransportOptions:
         metadata={
             "doc": "A silent connection is probed after this and given up after three times this;"
             " so is one whose bytes nobody confirms."
+        },
+    )
+    warm_heap_bytes: int = attrs.field(
+        default=64 * MIB,
+        validator=attrs.validators.ge(0),
+        metadata={
+            "doc": "Freed memory that the process keeps for the next PDUs; 0 leaves the C"
+            " library's allocator as it is."
         },
     )

@@ -17,12 +17,12 @@ from typing import Any, ClassVar
 import anyio
 
 from holdfast.errors import UnavailableError, UsageError
+from holdfast.heap import keep_warm
 from holdfast.interfaces.transport import Accept, LinkHandler
 from holdfast.messages import Hello
 from holdfast_transport_tcp.compression import Codec, codec_named
 from holdfast_transport_tcp.counters import Counters
 from holdfast_transport_tcp.encoder import Press
-from holdfast_transport_tcp.heap import keep_warm
 from holdfast_transport_tcp.link import AcceptedLink, ConnectingLink, TcpLink
 from holdfast_transport_tcp.options import TcpOptions
 from holdfast_transport_tcp.slab import Shelf
