@@ -63,12 +63,12 @@ class Foreground:
 
 
 @contextmanager
-def foreground(uri: str, size: int, folder: Path) -> Iterator[Foreground]:
+def foreground(uri: str, size: int, folder: Path, *, depth: int = DEPTH) -> Iterator[Foreground]:
     """Run the foreground writes while the context lasts; its figures may be read afterwards."""
     log = Path(tempfile.mkdtemp(dir=folder)) / "fg"
     command = [
         *("fio", "--name=fg", "--ioengine=nbd", f"--uri={uri}", f"--size={size}", "--thread"),
-        *("--rw=randwrite", "--bs=4k", f"--iodepth={DEPTH}", "--time_based", "--runtime=3600"),
+        *("--rw=randwrite", "--bs=4k", f"--iodepth={depth}", "--time_based", "--runtime=3600"),
         *("--norandommap", "--random_generator=tausworthe64", "--output-format=json"),
         *(f"--write_iops_log={log}", "--log_avg_msec=100", "--log_unix_epoch=1"),
         f"--output={log}.json",

@@ -32,6 +32,7 @@ from holdfast.kernel.sections import (
     LogOptions,
     NodeOptions,
     ScrubOptions,
+    SyncOptions,
     TimingOptions,
     VolumeDefaults,
 )
@@ -97,6 +98,7 @@ class Config:
     """What `[policy.NAME]` sets, as JSON has it, by name; a volume's own options go before."""
     timing: TimingOptions
     scrub: ScrubOptions
+    sync: SyncOptions
     log: LogOptions
     source: str = attrs.field(eq=False, default="")
     """The file."""
@@ -253,6 +255,7 @@ class _Reader:
             policies=self._policies(),
             timing=self._own("timing", TimingOptions),
             scrub=self._own("scrub", ScrubOptions),
+            sync=self._own("sync", SyncOptions),
             log=self._own("log", LogOptions),
             source=self._where.source,
             lines=self._where.lines,

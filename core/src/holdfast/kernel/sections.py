@@ -108,6 +108,16 @@ class ScrubOptions:
 
 
 @attrs.frozen
+class SyncOptions:
+    """`[sync]`: how fast copies are caught up; in between, what consumers' writes take decides."""
+
+    floor_mib_s: float = attrs.field(default=16.0, metadata={"min": 0.1, "unit": "MiB/s"})
+    """What the syncs of one volume may send in any case, so that every one ends."""
+    ceiling_mib_s: float = attrs.field(default=0.0, metadata={"min": 0, "unit": "MiB/s"})
+    """What they send at most, also where nobody writes; 0: no limit."""
+
+
+@attrs.frozen
 class LogOptions:
     """`[log]`: what is written to standard error."""
 
@@ -126,6 +136,7 @@ SECTIONS: Mapping[str, type[Any]] = {
     "volumes.defaults": VolumeDefaults,
     "timing": TimingOptions,
     "scrub": ScrubOptions,
+    "sync": SyncOptions,
     "log": LogOptions,
 }
 """Table name to its class, in the order of the reference."""

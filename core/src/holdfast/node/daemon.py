@@ -35,6 +35,7 @@ from holdfast.interfaces.state import StateStore
 from holdfast.interfaces.transport import Link, LinkHandler
 from holdfast.kernel.config import Config
 from holdfast.kernel.hooks import load_hooks
+from holdfast.kernel.sections import SyncOptions, TimingOptions
 from holdfast.local.host import Space
 from holdfast.local.logging import Form, Level, set_up
 from holdfast.messages import Attach, Hello, PeerHello, SessionOpen
@@ -55,8 +56,9 @@ from holdfast.node.tasks import Tasks
 from holdfast.node.transports import Transports
 from holdfast.node.volumes import Policies, Volumes
 from holdfast.sync import events as ev
+from holdfast.sync.pace import PaceLimits
 from holdfast.sync.peers import Peers, Timing
-from holdfast.units import Epoch, NodeName, VolumeId
+from holdfast.units import MIB, Epoch, NodeName, VolumeId
 
 SESSION_TTL_S = 10.0
 """A node's lease in the store; replica links notice a dead primary sooner."""
@@ -89,11 +91,7 @@ class Node:
         self.draining = False
         self.tasks = Tasks(self._on_failure)
         self.failure: BaseException | None = None
-        timing = config.timing
-        self.peers = Peers(
-            self.name,
-            Timing(timing.heartbeat_s, timing.lease_s, timing.margin_s, timing.ack_timeout_s),
-        )
+        self.peers = Peers(self.name, _timing(config.timing))
         self.consumer = Consumer(
             name=self.name,
             cluster=self.cluster,
@@ -132,6 +130,7 @@ class Node:
             heard=self._kick,
             events=EventLog((data[0] if data else Path.cwd()) / eventlog.DIRECTORY, self.name),
             observing=self.observing,
+            pace_limits=_pace_limits(config.sync),
         )
         self.heartbeats = Heartbeats(
             self.peers,
@@ -392,3 +391,12 @@ def _settle_heap() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+
+
+def _timing(options: TimingOptions) -> Timing:
+    return Timing(options.heartbeat_s, options.lease_s, options.margin_s, options.ack_timeout_s)
+
+
+def _pace_limits(options: SyncOptions) -> PaceLimits:
+    ceiling = options.ceiling_mib_s * MIB or float("inf")
+    return PaceLimits(min(options.floor_mib_s * MIB, ceiling), ceiling)

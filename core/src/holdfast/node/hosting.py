@@ -37,6 +37,7 @@ from holdfast.node.witness import Witness
 from holdfast.sync import events as ev
 from holdfast.sync.healing import PolicyOf
 from holdfast.sync.opening import open_member, opened
+from holdfast.sync.pace import PaceLimits
 from holdfast.sync.peers import Peers
 from holdfast.units import NodeName, VolumeId
 
@@ -66,6 +67,7 @@ class Hosting:
         heard: Callable[[], None],
         events: EventLog,
         observing: Observing,
+        pace_limits: PaceLimits,
     ) -> None:
         """Prepare; `open_all` opens what is on disk."""
         self.name = name
@@ -75,6 +77,7 @@ class Hosting:
         self.directory = directory
         self.peers = peers
         self.events = events
+        self._pace_limits = pace_limits
         self._witness = Witness(events)
         self.note = self._witness.note
         self.looked = self._witness.look
@@ -237,6 +240,7 @@ class Hosting:
             policy_of=self._policy_of,
             now=time.monotonic(),
             score_of=self._observing.score if self._observing.is_watched else None,
+            pace_limits=self._pace_limits,
         )
         pump = Pump(self, member, store, self._threads[path.parents[1]])
         self.pumps[spec.id] = pump

@@ -32,6 +32,7 @@ from holdfast.sync.events import (
     SaveSuperblock,
 )
 from holdfast.sync.hashlist import chunk_hash, parse_key
+from holdfast.sync.pace import PaceLimits
 from holdfast.sync.peers import Peers
 from holdfast.sync.placement import ScoreOf
 from holdfast.units import CHUNK_BYTES, CopyId, Epoch, NodeName, chunks_of
@@ -72,6 +73,8 @@ class Context:
     """The machine restarted as well: what was not flushed may be gone."""
     fresh: bool
     """Made by this process, nothing but zeros, and never synced since."""
+    pace_limits: PaceLimits = field(factory=PaceLimits)
+    """What an operator has set for syncs."""
     score_of: ScoreOf | None = None
     """Points of placement hooks for a node; None: there are none."""
     absent: dict[CopyId, Bitmap] = field(factory=dict)

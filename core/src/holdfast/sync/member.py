@@ -36,6 +36,7 @@ from holdfast.sync.events import Effect, Event, Instant, LinkId
 from holdfast.sync.healing import Healing, PolicyOf
 from holdfast.sync.keeper import Keeper
 from holdfast.sync.leg import Phase
+from holdfast.sync.pace import Pace
 from holdfast.sync.primary import PrimaryRole
 from holdfast.sync.replica import ReplicaRole
 from holdfast.sync.verify import VerifyJob
@@ -570,7 +571,7 @@ class GroupMember:
         ctx.raise_epoch(ctx.record.epoch, CopyState.IN_SYNC, out)
         ctx.peers.follow(ctx.record.volume, ctx.record.epoch, ctx.node)
         attachments = Attachments(ctx)
-        self.primary = PrimaryRole(ctx, attachments)
+        self.primary = PrimaryRole(ctx, attachments, pace=Pace(ctx.pace_limits))
         self.keeper = Keeper(ctx, self.primary)
         self.healing = Healing(ctx, self.primary, self.policy_of)
         self.keeper.follow_record(now, out)

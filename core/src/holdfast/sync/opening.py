@@ -14,6 +14,7 @@ from holdfast.sync.delta import mark_extents
 from holdfast.sync.disk import DiskQueue
 from holdfast.sync.healing import PolicyOf
 from holdfast.sync.member import GroupMember
+from holdfast.sync.pace import PaceLimits
 from holdfast.sync.peers import Peers
 from holdfast.sync.placement import ScoreOf
 from holdfast.units import REGION_BYTES, CopyId, NodeName, chunks_of
@@ -46,6 +47,7 @@ def open_member(
     policy_of: PolicyOf,
     now: float,
     score_of: ScoreOf | None = None,
+    pace_limits: PaceLimits | None = None,
 ) -> GroupMember:
     """Return the member for a copy that was just opened.
 
@@ -70,6 +72,7 @@ def open_member(
         policy_of: Makes the policy of a specification.
         now: Monotonic time.
         score_of: Adds to the score of a node for one more copy; None: nothing does.
+        pace_limits: What syncs may send; None: the defaults.
     """
     unclean = not was_clean and not fresh
     disk = DiskQueue(
@@ -112,6 +115,7 @@ def open_member(
         rebooted=rebooted and unclean,
         fresh=fresh,
         score_of=score_of,
+        pace_limits=PaceLimits() if pace_limits is None else pace_limits,
         absent=absent,
         saved_epoch=superblock.epoch,
     )
