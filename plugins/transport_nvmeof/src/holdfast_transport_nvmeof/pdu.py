@@ -113,6 +113,8 @@ HLEN: Mapping[int, int] = {
 }
 TERM_DATA_BYTES_MAX = 128
 """How much of the offending PDU's header a termination request carries back."""
+_CAPSULE, _CAPSULE_HLEN = int(PduType.CAPSULE_CMD), 72
+_new = tuple.__new__
 _NEVER_DIGESTED = frozenset(
     {PduType.IC_REQ, PduType.IC_RESP, PduType.H2C_TERM_REQ, PduType.C2H_TERM_REQ}
 )
@@ -188,6 +190,19 @@ class Framing:
         limit = self.limits.get(kind)
         if limit is None:
             raise _refusal(kind)
+        following = position + plen
+        if (
+            kind == _CAPSULE
+            and not flags
+            and hlen == _CAPSULE_HLEN
+            and (plen == hlen or (pdo == hlen < plen <= hlen + limit))
+            and following <= end
+            and not self.header_digest
+            and not self.data_digest
+        ):
+            # The commonest PDU, just as it should be.
+            start = position + _CAPSULE_HLEN
+            return _new(Pdu, (kind, 0, position, start, following, following, True))
         if hlen != HLEN[kind]:
             raise _bad(kind, "HLEN", hlen, Offset.HLEN)
         digested = kind not in _NEVER_DIGESTED
@@ -201,7 +216,6 @@ class Framing:
             raise _bad(kind, "FLAGS", flags, Offset.FLAGS)
         if head != hlen:
             _check_header(view, position, hlen)
-        following = position + plen
         if plen == head:
             return Pdu(kind, flags, position, following, following, following, True)
         if not digested:
