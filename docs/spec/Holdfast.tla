@@ -258,14 +258,14 @@ Begun(c, r) == /\ role' = [role EXCEPT ![c] = "primary"]
 
 (* A copy that was synced by this very process is in sync by the record.  It equals the primary; but
    a write that it had and that was not committed then may still be missing elsewhere, so what was
-   pinned stays suspect until the next commit. *)
-Joined(c, d, r) ==
+   pinned stays suspect until the next commit, unless all is committed (`clear`). *)
+Joined(c, d, r, clear) ==
     IF r.st[c] = "in" /\ d.begun
-    THEN [d EXCEPT !.win = Suspect(d), !.pin = FALSE, !.lost = FALSE, !.begun = FALSE]
+    THEN [d EXCEPT !.win = @ \/ (d.pin /\ ~clear), !.pin = FALSE, !.lost = FALSE, !.begun = FALSE]
     ELSE d
 
 (* One message of the stream: r is the record that an epoch change brings. *)
-Apply(c, x, op, r) ==
+Apply(c, x, op, r, clear) ==
     LET d == x.disk IN
     CASE op.k \in {"w", "s"} -> [x EXCEPT !.disk = Written(d, op.v)]
       [] op.k \in {"f", "F"} -> [x EXCEPT !.disk = Stable(d)]
@@ -274,30 +274,34 @@ Apply(c, x, op, r) ==
                                  !.disk.pin = Suspect(d),
                                  !.disk.win = FALSE, !.disk.map = NoMaps]
       [] op.k = "e" -> [x EXCEPT !.view = r, !.epoch = r.epoch,
-                                 !.disk = Adopted(c, Joined(c, d, r), x.view, r)]
+                                 !.disk = Adopted(c, Joined(c, d, r, clear), x.view, r)]
 
-RECURSIVE ApplyAll(_, _, _, _)
-ApplyAll(c, x, ops, r) ==
-    IF ops = <<>> THEN x ELSE ApplyAll(c, Apply(c, x, Head(ops), r), Tail(ops), r)
+RECURSIVE ApplyAll(_, _, _, _, _)
+ApplyAll(c, x, ops, r, clear) ==
+    IF ops = <<>> THEN x
+    ELSE ApplyAll(c, Apply(c, x, Head(ops), r, clear), Tail(ops), r, clear)
 
 (* Everything that is in the stream is applied.  (In parts as well: what is sent later is another
    step.)  Intent may be cleared behind a commit, and then a flush has gone before (R10). *)
 Deliver(p, c) ==
     LET l == leg[p][c]
         ops == SubSeq(l.q, l.done + 1, Len(l.q))
-        x == ApplyAll(c, [disk |-> disk[c], view |-> view[c], epoch |-> epoch[c]], ops, view[p])
     IN  /\ role[p] = "primary" /\ role[c] = "replica" /\ up[c] = p /\ Connected(p, c)
         /\ l.ph = "stream" /\ ops # <<>>
         /\ \E clear \in Clears :
-             disk' = [disk EXCEPT ![c] = IF clear /\ Has(ops, "c") THEN Cleared(x.disk) ELSE x.disk]
-        /\ view' = [view EXCEPT ![c] = x.view]
-        /\ epoch' = [epoch EXCEPT ![c] = x.epoch]
+             LET was == [disk |-> disk[c], view |-> view[c], epoch |-> epoch[c]]
+                 x == ApplyAll(c, was, ops, view[p], clear)
+             IN  /\ disk' = [disk EXCEPT ![c] =
+                      IF clear /\ Has(ops, "c") THEN Cleared(x.disk) ELSE x.disk]
+                 /\ view' = [view EXCEPT ![c] = x.view]
+                 /\ epoch' = [epoch EXCEPT ![c] = x.epoch]
         /\ leg' = [leg EXCEPT ![p][c] =
              IF \E i \in 1..Len(l.q) : l.q[i].k \in {"w", "s", "f", "F"}
              THEN [l EXCEPT !.done = Len(l.q)] ELSE [l EXCEPT !.q = <<>>, !.done = 0]]
         /\ UNCHANGED <<rec, want, role, up, pri, hist, net>>
 
-(* The primary learns what c has applied. *)
+(* The primary learns what c has applied.  A sync ends with the word that all of it is committed,
+   unless a request is under way, whose answer brings that word. *)
 RecvAck(p, c) ==
     /\ role[p] = "primary" /\ leg[p][c].ph = "stream" /\ leg[p][c].done > 0
     /\ LET l == leg[p][c]
@@ -309,7 +313,8 @@ RecvAck(p, c) ==
        IN  leg' = [leg EXCEPT ![p][c] =
                IF ~ended THEN l2
                ELSE IF view[p].st[c] = "in" THEN [l2 EXCEPT !.job = "none", !.eq = TRUE]
-               ELSE [l2 EXCEPT !.job = "equal", !.join = ~l.fault]]
+               ELSE [l2 EXCEPT !.job = "equal", !.join = ~l.fault,
+                               !.q = IF pri[p].pend = <<>> THEN @ \o <<Op("c", 0)>> ELSE @]]
     /\ UNCHANGED <<rec, view, want, role, epoch, up, disk, pri, hist, net>>
 
 
@@ -444,13 +449,17 @@ Promote(c) ==
             /\ want' = want
     /\ UNCHANGED <<rec, epoch, up, pri, leg, hist, net>>
 
-(* The word of a handover arrives by the stream of the old primary p. *)
+(* The word of a handover arrives by the stream of the old primary p: at the copy that is primary
+   now, or at another one, which then knows the epoch. *)
 TakeOver(p, c) ==
     /\ role[c] = "replica" /\ want[c] = None /\ up[c] = p /\ Connected(p, c)
-    /\ role[p] = "replica" /\ view[p].primary = c /\ view[p].epoch > epoch[c]
+    /\ role[p] = "replica" /\ view[p].primary # p /\ view[p].epoch > epoch[c]
+    /\ view[p].primary = c \/ "handover" \in Faults
     /\ view' = [view EXCEPT ![c] = view[p]]
     /\ disk' = [disk EXCEPT ![c] = Adopted(c, @, view[c], view[p])]
-    /\ Begun(c, view[p])
+    /\ IF view[p].primary = c THEN Begun(c, view[p])
+       ELSE /\ epoch' = [epoch EXCEPT ![c] = view[p].epoch]
+            /\ UNCHANGED <<role, up, pri, leg>>
     /\ UNCHANGED <<rec, want, hist, net>>
 
 -----------------------------------------------------------------------------
@@ -468,8 +477,9 @@ Attach(p, c) ==
     /\ \/ leg[p][c].ph = "closed"
        \/ up[c] # p /\ (leg[p][c].ph = "ready" \/ view[p].st[c] = "in")
     /\ ~Refuses(c, view[p].epoch)
-    /\ LET r == view[p]
-           d == Adopted(c, Joined(c, disk[c], r), view[c], r)
+    /\ \E clear \in Clears :
+       LET r == view[p]
+           d == Adopted(c, Joined(c, disk[c], r, clear), view[c], r)
            l == leg[p][c]
            left == SubSeq(l.q, l.done + 1, Len(l.q))
            shown == [NoLeg EXCEPT !.ph = "ready", !.same = TRUE, !.sus = Suspect(d) \/ d.other]

@@ -16,6 +16,9 @@ VARIABLES
 (* An observer's field is a sequence of values; an empty one was not looked at. *)
 Fits(v, field) == field = <<>> \/ \E k \in DOMAIN field : field[k] = v
 
+(* Put in the place of `IsTold`: here it does matter whether a watch was quicker. *)
+NeverTold(c) == FALSE
+
 (* What of a copy is looked at. *)
 Bytes(c) == disk[c].data
 Doubts(c) == Suspect(disk[c])
@@ -55,4 +58,7 @@ Go == /\ UNCHANGED <<run, at>> /\ Next
 TraceNext == at < Len(Seen[run]) /\ (Explain \/ Go)
 
 TraceSpec == TraceInit /\ [][TraceNext]_<<vars, run, at>>
+
+(* Violated as soon as the run is explained: that ends the search. *)
+Unexplained == at < Len(Seen[run])
 =============================================================================

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from holdfast.messages import Request, RequestKind
 from holdfast.model import Access, CopyState, GroupRecord
@@ -46,19 +46,21 @@ class Membership:
 
 @frozen
 class CopyView:
-    """One copy; None and the empty tuple stand for what is not looked at."""
+    """One copy: for each field the values that it may have; none stand for any."""
 
     roles: tuple[str, ...]
     """What it may be called: a process that has not opened its copy is `down` or `replica`."""
-    view: Membership | None = None
+    views: tuple[Membership, ...] = ()
     """The record as it knows it."""
-    epoch: int | None = None
+    epochs: tuple[int, ...] = ()
     """The highest epoch on its disk."""
-    value: int | None = None
+    values: tuple[int, ...] = ()
     """The number of the write that its block holds; 0: none of them."""
-    suspects: bool | None = None
+    suspects: tuple[bool, ...] = ()
     """Whether it suspects that it may differ."""
     serving: bool = False
+    is_settled: bool = False
+    """Whether it is not in the middle of what is one step of the specification."""
 
 
 @frozen
@@ -178,19 +180,56 @@ class Observer:
         member = pump.member
         ctx, disk = member.ctx, member.ctx.disk
         serving = member.primary is not None and member.primary.serving
-        roles = (_ROLES[member.role],)
         greeting = member.replica._greeting  # noqa: SLF001 (a half-step, see above)
-        if greeting or disk.blocked or not disk.idle or not ctx.epoch_is_durable:
-            return CopyView(roles, serving=serving)
         value = value_of(pump.disk.cache.get(BLOCK, ZERO_BLOCK))
         return CopyView(
-            roles,
-            self._membership(ctx.record),
-            ctx.epoch - self._epoch,
-            self._number(value) if isinstance(value, int) else None,
-            bool(disk.window or disk.pinned),
+            (_ROLES[member.role],),
+            (self._membership(ctx.record),),
+            (ctx.epoch - self._epoch,),
+            (self._number(value),) if isinstance(value, int) else (),
+            (bool(disk.window or disk.pinned),),
             serving,
+            is_settled=not greeting and not disk.blocked and disk.idle and ctx.epoch_is_durable,
         )
+
+
+def filled(states: Sequence[Observation]) -> list[Observation]:
+    """Return the states with what copies may be called while they are not settled.
+
+    In the middle of a step a copy may pass for what it was before, for what it is by now, or for what
+    it is when it has settled; when it never does, for anything.
+    """
+    made = list(states)
+    for node in states[0].copies:
+        before: CopyView | None = None
+        after: CopyView | None = None
+        afters: list[CopyView | None] = []
+        for state in reversed(states):
+            seen = state.copies[node]
+            after = seen if seen.is_settled else None if "down" in seen.roles else after
+            afters.append(after)
+        for number, (state, after) in enumerate(zip(states, reversed(afters), strict=True)):
+            seen = state.copies[node]
+            if seen.is_settled or "down" in seen.roles:
+                before = seen if seen.is_settled else None
+                continue
+            copies = dict(made[number].copies)
+            copies[node] = _between(before, seen, after)
+            made[number] = evolve(made[number], copies=copies)
+    return made
+
+
+def _between(before: CopyView | None, seen: CopyView, after: CopyView | None) -> CopyView:
+    if before is None or after is None:
+        return CopyView(seen.roles, serving=seen.serving)
+    stages = (before, seen, after)
+    return CopyView(
+        seen.roles,
+        tuple(view for stage in stages for view in stage.views),
+        tuple(sorted({epoch for stage in stages for epoch in stage.epochs})),
+        tuple(sorted({value for stage in stages for value in stage.values})),
+        serving=seen.serving,
+    )
 
 
 def observed(
@@ -222,13 +261,14 @@ def observed(
     process = spare.process
     assert process is not None
     process.publish()
-    client = OneBlock(process, volume, world.loads[volume])
+    load = world.loads[volume]
+    load.depth = 0  # Nothing is asked for before the group is whole.
+    client = OneBlock(process, volume, load)
     process.clients[volume] = [client]
-    world.load_on = False
     client.begin()
     while not (world.is_at_rest() and client.is_attached):
         world.run(world.now + 0.5)
-    world.load_on = True
+    load.depth = config.depth
     observer = world.observer = Observer(world)
     observer.look()
     flt.plant(
@@ -247,4 +287,4 @@ def observed(
         ],
     )
     world.run(world.now + for_s)
-    return observer.states
+    return filled(observer.states)
