@@ -144,7 +144,7 @@ def check(name: str, *, memory: str = "1g", timeout_s: float = 600.0) -> Outcome
             Path(folder),
             memory=memory,
             timeout_s=timeout_s,
-            is_long=name.startswith("large"),
+            is_long=name != "small",
         )
 
 
