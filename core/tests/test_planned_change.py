@@ -308,3 +308,17 @@ def test_a_drain_that_would_lower_the_redundancy_is_refused() -> None:
     assert "n2 already holds a copy of this group" in steps[0]["why_not"]
     with pytest.raises(ConflictError, match="no other node can take its copy of db"):
         refuse_to_lower(NodeName("n1"), steps)
+
+
+def test_two_moves_to_the_only_spare_node_leave_no_copy_too_many() -> None:
+    group = Group(1, nodes=3)
+    writer = group.attach()
+    assert writer.write() == 0
+    former, other, spare = group.primary_node, group.replica_nodes[0], spare_of(group)
+    watched(group, keeps(2))
+    group.feed(ev.MoveCopy(former, spare))
+    group.until(lambda: any(m.leaving for m in group.record.members), "the first move", 2.0)
+    group.feed(ev.MoveCopy(other, spare))
+    group.run(20.0)
+    group.until_healthy()
+    assert len(nodes_of(group)) == 2

@@ -145,6 +145,93 @@ SCENARIOS: dict[str, Sequence[Step]] = {
         (11.0, "resize", (), 0.0, 0.4),
         (11.001, "power", ("@primary",), 3.0, 0.5),
     ],
+    "a copy comes back with the epoch that it left with": [
+        # DRBD: two nodes of one generation with dirty bits; the bits count, not the generation.
+        (4.0, "store-slow", (), 3.0, 0.99),
+        (4.05, "kill", ("@replica",), 0.4, 0.5),
+        (8.0, "store-down", (), 3.0, 0.5),
+        (8.05, "kill", ("@replica",), 0.4, 0.5),
+        (14.0, "kill", ("@primary",), 0.05, 0.5),
+    ],
+    "a survivor is lost before it has reconciled": [
+        # DRBD: a survivor that had not reconciled was good enough for a stale node to follow.
+        (4.0, "clog", ("@primary", "@replica"), 6.0, 0.2),
+        (4.6, "kill", ("@primary",), 6.0, 0.5),
+        (7.55, "kill", ("@primary",), 4.0, 0.5),
+        (7.7, "kill", ("@replica",), 4.0, 0.5),
+        (14.0, "kill", ("@primary",), 6.0, 0.5),
+        (17.1, "power", ("@primary",), 1.0, 0.5),
+    ],
+    "a disk is detached and attached again while the other copy is away": [
+        # DRBD's quorate-data-divergence.
+        (4.0, "kill", ("@replica",), 5.0, 0.5),
+        (5.0, "disk-error", ("@primary",), 0.0, 0.1),
+        (9.2, "disk-error", ("@replica",), 0.0, 0.8),
+        (11.0, "kill", ("@primary",), 3.0, 0.5),
+    ],
+    "a third node syncs a copy that another had given up": [
+        # DRBD: a primary suppressed its new generation because somebody else had resynced the peer.
+        (4.0, "partition", ("@primary", "@replica"), 9.0, 0.5),
+        (7.0, "kill", ("@primary",), 2.0, 0.5),
+        (10.5, "handover", (), 0.0, 0.9),
+        (12.0, "kill", ("@primary",), 5.0, 0.5),
+    ],
+    "an engine and its node die right after a drop": [
+        # Longhorn: the drop was in memory alone for up to five seconds.
+        (4.0, "partition", ("@primary", "@replica"), 5.0, 0.5),
+        (6.9, "power", ("@primary",), 8.0, 0.5),
+        (9.5, "reset", ("@primary", "@other"), 0.0, 0.5),
+    ],
+    "the store goes down together with every node": [
+        # Mayastor: a power failure took etcd along.
+        (4.0, "store-down", (), 7.0, 0.5),
+        (4.5, "power-all", (), 1.0, 0.7),
+    ],
+    "a full disk cuts a sync short": [
+        # Sheepdog: objects were lost when a full disk ended a recovery.
+        (4.0, "wipe", ("@replica",), 0.5, 0.5),
+        (4.62, "disk-full", ("@replica",), 0.0, 0.5),
+        (10.0, "kill", ("@replica",), 0.5, 0.5),
+        (10.7, "disk-full", ("@replica",), 0.0, 0.5),
+        (11.0, "kill", ("@primary",), 4.0, 0.5),
+    ],
+    "every other copy stalls at once": [
+        # Longhorn: all replicas time out together, and the volume is gone.
+        (4.0, "disk-stall", ("@replica",), 2.0, 0.5),
+        (4.0, "disk-stall", ("@other",), 2.0, 0.5),
+        (14.0, "disk-stall", ("@replica",), 3.5, 0.5),
+        (14.0, "disk-stall", ("@other",), 3.5, 0.5),
+        (16.0, "kill", ("@primary",), 5.0, 0.5),
+    ],
+    "the primary restarts again and again during a sync": [
+        # Mayastor: a partial rebuild needs the same target to live.
+        (4.0, "kill", ("@replica",), 3.0, 0.5),
+        *((7.0 + 0.9 * at, "kill", ("@primary",), 0.1, 0.5) for at in range(6)),
+    ],
+    "a lost copy returns while its replacement syncs and the primary dies": [
+        # Longhorn: the corrupt replica was kept, the good one deleted.
+        (4.0, "kill", ("@replica",), 4.0, 0.5),
+        (7.2, "clog", ("@primary", "@spare"), 8.0, 0.1),
+        (8.5, "kill", ("@primary",), 4.0, 0.5),
+    ],
+    "bytes rot on a copy that becomes primary after the scrub": [
+        (4.0, "rot", ("@replica",), 0.5, 0.2),
+        (4.3, "misdirected", ("@other",), 0.5, 0.7),
+        (9.0, "kill", ("@primary",), 4.0, 0.5),
+    ],
+    "a policy changes while the volume is read-only": [
+        (3.5, "policy", (), 0.0, 0.05),
+        (4.0, "kill", ("@replica",), 9.0, 0.5),
+        (8.0, "policy", (), 0.0, 0.9),
+        (10.0, "policy", (), 0.0, 0.05),
+        (11.0, "kill", ("@primary",), 3.0, 0.5),
+    ],
+    "a discard races a sync": [
+        (4.0, "wipe", ("@replica",), 0.3, 0.5),
+        (5.0, "kill", ("@replica",), 0.3, 0.5),
+        (6.0, "kill", ("@other",), 0.6, 0.5),
+        (6.7, "reset", ("@primary", "@other"), 0.0, 0.5),
+    ],
     "an operator changes the number of replicas during a failover": [
         (4.0, "kill", ("@primary",), 3.0, 0.5),
         (4.5, "replicas", (), 0.0, 0.3),

@@ -3,13 +3,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from holdfast.sync.primary import PrimaryRole
 from holdfast.testing.simulation import faults as flt
+from holdfast.testing.simulation.__main__ import main
 from holdfast.testing.simulation.history import NEVER, Access, check_block
+from holdfast.testing.simulation.kept import read_kept
 from holdfast.testing.simulation.runner import run_seed
-from holdfast.testing.simulation.world import Config
+from holdfast.testing.simulation.shrink import shrink
+from holdfast.testing.simulation.world import Config, drawn_config
 
 SEEDS = 200
 BLOCK = 20
@@ -20,6 +25,46 @@ def test_no_seed_violates_an_invariant(first: int) -> None:
     outcomes = [run_seed(seed) for seed in range(first, first + BLOCK)]
     failures = [outcome.sentence() for outcome in outcomes if outcome.violation is not None]
     assert not failures, "\n".join(failures)
+
+
+KEPT = read_kept(Path(__file__).parent / "kept_runs.jsonl")
+
+
+@pytest.mark.parametrize("number", range(len(KEPT)))
+def test_what_once_failed_does_not_fail_again(number: int) -> None:
+    outcome = KEPT[number].run()
+    assert outcome.violation is None, f"{KEPT[number].found}: {outcome.sentence()}"
+
+
+def test_a_run_that_failed_is_kept_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As in the list of deliberate bugs: acknowledge when the primary alone has a write.
+    monkeypatch.setattr(PrimaryRole, "require", lambda self: setattr(self, "_required", ()))
+    file = tmp_path / "kept.jsonl"
+    assert main(["--seeds", "1", "--keep", str(file)]) == 1
+    (kept,) = read_kept(file)
+    assert kept.found.startswith("I1: ")
+    assert len(kept.faults) < len(flt.draw(drawn_config(1))), "the list of faults was shortened"
+    again = kept.run()
+    assert again.violation is not None
+    assert str(again.violation).splitlines()[0] == kept.found
+    assert main(["--kept", str(file)]) == 1
+    monkeypatch.undo()
+    assert main(["--kept", str(file)]) == 0
+
+
+def test_the_line_of_a_failure_replays_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PrimaryRole, "require", lambda self: setattr(self, "_required", ()))
+    outcome = shrink(run_seed(1))
+    command = outcome.replay().partition("holdfast.testing.simulation ")[2].split()
+    assert "--faults" in command
+    assert main(command) == 1
+    monkeypatch.undo()
+    assert main(command) == 0
+
+
+def test_every_kind_of_fault_is_drawn_and_does_something() -> None:
+    drawn = {fault.kind for seed in range(1, 120) for fault in flt.draw(drawn_config(seed))}
+    assert drawn == set(flt.KINDS) == set(flt._STRIKES)
 
 
 def test_a_world_without_faults_becomes_healthy_and_answers_everything() -> None:

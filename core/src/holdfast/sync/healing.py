@@ -170,6 +170,10 @@ class Healing:
         asked = [m for m in keep if m.node in self.wanted_nodes]
         self.wanted_nodes -= {m.node for m in asked if m.state is CopyState.IN_SYNC}
         if len(staying) < wanted:
+            # Of several that are to go, those that are one too many go before another is made: there
+            # may be no other node, and theirs is free then.
+            for member in [m for m in in_sync if m.copy in going][: max(0, len(in_sync) - wanted)]:
+                record = self._surplus(record, member, out)
             rivals = [m for m in keep if m.copy not in going]
             return self._rivals(record, rivals, wanted - len(staying), out)
         for member in keep:
@@ -188,13 +192,14 @@ class Healing:
         going = leaving(record, ctx.nodes)
         if record.primary not in going:
             return None
-        heirs = [
+        ready = [
             member
             for leg in self.primary.legs.values()
             if leg.in_sync and leg.equal and leg.phase is Phase.STREAMING and leg.fault is None
-            if leg.copy not in going and (member := record.find(leg.copy)) is not None
+            if (member := record.find(leg.copy)) is not None
         ]
-        if not heirs or (mine.leaving and len(heirs) <= ctx.spec.replicas):
+        heirs = [m for m in ready if m.copy not in going]
+        if not heirs or (mine.leaving and len(ready) <= ctx.spec.replicas):
             return None  # A move switches when the new copy is there; a drained node goes at once.
         # The consumer's own node is best; else the newest copy, which is where a move went.
         return max(heirs, key=lambda m: (m.node == record.attached_node, m.since)).node

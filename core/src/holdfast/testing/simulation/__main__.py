@@ -6,8 +6,11 @@ import argparse
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from pathlib import Path
 
 from holdfast.testing.simulation import faults as flt
+from holdfast.testing.simulation.kept import keep, read_kept
 from holdfast.testing.simulation.runner import Outcome, run_seed
 from holdfast.testing.simulation.shrink import shrink
 
@@ -23,31 +26,46 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--trace", type=int, default=0, help="lines of the trace to print")
     parser.add_argument("--shrink", action="store_true", help="shorten the fault lists of failures")
     parser.add_argument("--stop", action="store_true", help="stop at the first failure")
+    parser.add_argument("--keep", type=Path, help="file to which failing runs are added, shortened")
+    parser.add_argument("--kept", type=Path, help="run what a file has kept, instead of seeds")
     options = parser.parse_args(arguments)
-    say = sys.stdout.write
     if options.seed is not None:
-        keep = _numbers(options.faults)
-        outcome = run_seed(options.seed, until=options.until, keep=keep)
+        numbers = _numbers(options.faults)
+        outcome = run_seed(options.seed, until=options.until, keep=numbers)
         _tell(outcome, options.trace)
         if options.shrink and outcome.violation is not None:
             _tell(shrink(outcome), options.trace)
         return int(outcome.violation is not None)
-    began = time.perf_counter()
-    failed = events = 0
-    for seed in range(options.start, options.start + options.seeds):
-        outcome = run_seed(seed, until=options.until)
+    if options.kept is not None:
+        outcomes = (kept.run() for kept in read_kept(options.kept))
+    else:
+        seeds = range(options.start, options.start + options.seeds)
+        outcomes = (run_seed(seed, until=options.until) for seed in seeds)
+    return _run_many(outcomes, options)
+
+
+def _run_many(outcomes: Iterator[Outcome], options: argparse.Namespace) -> int:
+    say = sys.stdout.write
+    began, busy = time.perf_counter(), time.process_time()
+    runs = failed = events = 0
+    for outcome in outcomes:
+        runs += 1
         events += outcome.events
-        if outcome.violation is not None:
-            failed += 1
-            if options.shrink:
-                outcome = shrink(outcome)
-            say(outcome.sentence() + "\n")
-            if options.stop:
-                break
-    took = time.perf_counter() - began
+        if outcome.violation is None:
+            continue
+        failed += 1
+        if options.shrink or options.keep:
+            outcome = shrink(outcome)  # noqa: PLW2901 (the same failure, with fewer faults)
+        say(outcome.sentence() + "\n")
+        sys.stdout.flush()
+        if options.keep is not None:
+            keep(options.keep, outcome)
+        if options.stop:
+            break
+    took, busy = time.perf_counter() - began, time.process_time() - busy
     say(
-        f"{options.seeds} seeds, {failed} violations, {events} events in {took:.1f} s: "
-        f"{events / took:,.0f} events/s\n"
+        f"{runs} runs, {failed} violations, {events} events in {took:.1f} s: "
+        f"{events / took:,.0f} events/s, {events / busy:,.0f} for each second of processor time\n"
     )
     return int(failed > 0)
 

@@ -65,6 +65,8 @@ class CopyDisk:
     """Damaged beyond what the rules promise to survive; invariants leave it alone."""
     tainted: bool = False
     """Lost power since it was last known to hold every acknowledged write."""
+    rotted: set[int] = field(factory=set)
+    """Blocks that have other bytes than were written there, until they are written again."""
     _hashes: dict[int, bytes] = field(factory=dict)
     _flushed_base: int = 0
 
@@ -80,6 +82,8 @@ class CopyDisk:
             assert offset + length <= self.size_bytes, (offset, length, self.size_bytes)
             first = offset // BLOCK_BYTES
             last = first + length // BLOCK_BYTES - 1
+            if self.rotted:
+                self.rotted.difference_update(range(first, last + 1))
             if self.unreadable:
                 self.unreadable.difference_update(range(first, last + 1))
             if kind in _WRITES:
@@ -193,6 +197,19 @@ class CopyDisk:
         old = self.cache.get(block, ZERO_BLOCK)
         self.chunk_hash(block // _BLOCKS_PER_CHUNK)
         self.cache[block] = self.stable[block] = bytes([old[0] ^ 1]) + old[1:]
+        self.rotted.add(block)
+
+    def misdirect(self, block: int, other: int) -> None:
+        """Put what belongs to one block into another one; only the former knows that it changed."""
+        if self.cache.get(block, ZERO_BLOCK) == self.cache.get(other, ZERO_BLOCK):
+            return
+        for chunk in (block // _BLOCKS_PER_CHUNK, other // _BLOCKS_PER_CHUNK):
+            self.chunk_hash(chunk)
+        self.cache[other] = self.stable[other] = self.cache.get(block, ZERO_BLOCK)
+        self.cache[block] = self.stable[block] = ZERO_BLOCK
+        if block // _BLOCKS_PER_CHUNK != other // _BLOCKS_PER_CHUNK:
+            self._hashes.pop(block // _BLOCKS_PER_CHUNK)
+        self.rotted |= {block, other}
 
     def tree(self, level: int, indexes: Sequence[int]) -> bytes:
         """Return the hashes of nodes of the fan-out-256 tree."""

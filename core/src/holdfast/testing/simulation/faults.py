@@ -17,6 +17,7 @@ from attrs import evolve, frozen
 from holdfast.errors import FaultReason
 from holdfast.model import CopyState
 from holdfast.sync import events as ev
+from holdfast.testing.simulation import rot
 from holdfast.units import BLOCK_BYTES, NodeName, VolumeId
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ KINDS: dict[str, int] = {
     "disk-error": 2,
     "disk-full": 2,
     "bad-sectors": 3,
+    "rot": 2,
+    "misdirected": 2,
     "fsync-error": 2,
     "wipe": 2,
     "wall-jump": 2,
@@ -80,6 +83,7 @@ KINDS: dict[str, int] = {
     "resize": 2,
     "move": 2,
     "drain": 2,
+    "policy": 2,
 }
 """Kind to weight."""
 
@@ -412,6 +416,13 @@ def _replicas(world: World, fault: Fault) -> None:
     world.store.change_spec(fault.volume, replicas=min(most, replicas))
 
 
+def _policy(world: World, fault: Fault) -> None:
+    policy = "hard" if fault.amount < 0.5 else "alwayson"
+    options = {"grace_s": 1.0 + 8.0 * fault.amount} if policy == "hard" else {}
+    world.store.change_spec(fault.volume, policy=policy, policy_options=options)
+    world.store.policy_changed_at[fault.volume] = world.now
+
+
 def _resize(world: World, fault: Fault) -> None:
     spec = world.store.specs.get(fault.volume)
     if spec is not None:
@@ -486,6 +497,8 @@ _STRIKES: dict[str, Callable[[World, Fault], None]] = {
     "disk-error": _disk_error,
     "disk-full": _disk_full,
     "bad-sectors": _bad_sectors,
+    "rot": rot.strike,
+    "misdirected": rot.strike,
     "fsync-error": _fsync_error,
     "wipe": _wipe,
     "wall-jump": _wall_jump,
@@ -498,4 +511,5 @@ _STRIKES: dict[str, Callable[[World, Fault], None]] = {
     "resize": _resize,
     "move": _move,
     "drain": _drain,
+    "policy": _policy,
 }

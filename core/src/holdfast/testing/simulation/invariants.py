@@ -6,6 +6,7 @@ what concerns a whole history is checked when the world has come to rest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,12 @@ from attrs import define, field
 from holdfast.messages import Reply, RequestKind
 from holdfast.model import Access, CopyState, GroupRecord
 from holdfast.sync.context import Context
+from holdfast.sync.healing import view_of
 from holdfast.sync.member import Role
+from holdfast.testing.simulation import rot
 from holdfast.testing.simulation.disk import ZERO_BLOCK, CopyDisk
 from holdfast.testing.simulation.history import NEVER, VolumeHistory, value_of
+from holdfast.testing.simulation.rot import Damage
 from holdfast.units import BLOCK_BYTES, CHUNK_BYTES, REGION_BYTES, CopyId, NodeName, VolumeId
 
 if TYPE_CHECKING:
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
     from holdfast.testing.simulation.world import World
 
 _WRITES = frozenset({RequestKind.WRITE, RequestKind.DISCARD, RequestKind.ZERO})
+POLICY_TOLD_S = 20.0
+"""How long a change of policy may take until whoever asks for a record knows of it."""
 _STICKY = frozenset({"hard", "soft", "threshold"})
 """Policies under which read-only is left by a new attachment alone."""
 _CHUNKS_PER_REGION = REGION_BYTES // CHUNK_BYTES
@@ -48,6 +54,7 @@ class Invariants:
     ackers: dict[tuple[VolumeId, int], CopyId] = field(factory=dict)
     """Who has acknowledged in an epoch (I2)."""
     checks: int = 0
+    damage: Damage = field(factory=Damage)
 
     # -- whenever a primary answers ----------------------------------------------------------------
 
@@ -134,10 +141,10 @@ class Invariants:
         """I1: every in-sync copy has the write, or something newer."""
         history = self.world.history.of(volume)
         for node, disk in self.in_sync_disks(record):
-            if disk.tainted or disk.rotten:
+            if disk.tainted or disk.rotten or self.damage.is_beyond(volume, block):
                 continue
             have = value_of(disk.cache.get(block, ZERO_BLOCK))
-            if have == value or not isinstance(have, int):
+            if have == value or not isinstance(have, int) or block in disk.rotted:
                 continue
             if _is_older(history, block, have, start):
                 raise Violation(
@@ -156,7 +163,7 @@ class Invariants:
         for node, disk in self.in_sync_disks(record):
             if disk.tainted or disk.rotten:
                 continue
-            for block in {number for number, _ in disk.log}:
+            for block in {number for number, _ in disk.log} - disk.rotted:
                 newest = -1
                 for access in history.blocks.get(block, ()):
                     if access.is_write and access.end < asked and access.end > newest_loss:
@@ -219,6 +226,8 @@ class Invariants:
             raise Violation(
                 "R4", f"{record.primary_member.node} was promoted without being in sync"
             )
+        if record.primary != before.primary:
+            self.damage.on_promoted(self.world, record)
         joined = set(record.in_sync) - set(before.in_sync)
         for node, disk in self.in_sync_disks(record):
             if disk.superblock.copy in joined:
@@ -229,6 +238,9 @@ class Invariants:
         if before.access is Access.READ_ONLY and record.access is Access.READ_WRITE:
             spec = self.world.store.specs[record.volume]
             sticky = spec.policy in _STICKY and not spec.policy_options.get("auto_resume")
+            # Whoever asked for this may have known the policy of a moment ago.
+            changed_at = self.world.store.policy_changed_at.get(record.volume, -math.inf)
+            sticky = sticky and self.world.now - changed_at > POLICY_TOLD_S
             if sticky and record.attachment_generation == before.attachment_generation:
                 raise Violation("I6", "a read-only volume became writable without an attachment")
 
@@ -250,7 +262,7 @@ class Invariants:
                 (m.node, d) for m, d in members if m.state is CopyState.IN_SYNC and not d.tainted
             ]
             if len(in_sync) > 1:
-                known = set()
+                known = self.damage.chunks(volume, [disk for _, disk in in_sync])
                 for node, disk in in_sync:
                     known |= self._known(volume, node, disk)
                 first_node, first = in_sync[0]
@@ -283,7 +295,8 @@ class Invariants:
                 continue
             if member.incarnation != disk.superblock.incarnation:
                 continue  # Made anew; the map is not used for it.
-            known = self._known(record.volume, member.node, disk)
+            known = self.damage.chunks(record.volume, [pump.disk, disk])
+            known |= self._known(record.volume, member.node, disk)
             known |= self._known(record.volume, node, pump.disk)
             for chunk in _differences(pump.disk, disk):
                 if not bitmap.test(chunk) and chunk not in known:
@@ -315,15 +328,46 @@ class Invariants:
         for volume, (record, _) in world.store.records.items():
             disks = list(self.in_sync_disks(record))
             first_node, first = disks[0]
+            beyond = self.damage.chunks(volume, (disk for _, disk in disks))
             for node, disk in disks[1:]:
                 for chunk in _differences(first, disk):
+                    if chunk in beyond:
+                        continue
                     raise Violation(
                         "I1",
                         f"at rest the in-sync copies of {volume} on {first_node} and {node} "
                         f"differ in chunk {chunk}",
                     )
+            self._access(record)
             self.final_reads(volume, record)
         self.check_histories()
+
+    def _access(self, record: GroupRecord) -> None:
+        """I6: the access in force is the one that the policy would give now."""
+        world = self.world
+        spec = world.store.specs[record.volume]
+        view = view_of(record, spec, attached_anew=False)
+        clock = world.machines[record.primary_member.node].clock
+        wanted = world.config.policy_of(spec).decide(view, clock.instant(world.now).wall).access
+        if record.access is not wanted:
+            raise Violation(
+                "I6",
+                f"access of {record.volume} is {record.access.value}, but policy {spec.policy} says "
+                f"{wanted.value}",
+            )
+
+    def damage_left(self) -> str | None:
+        """Return what is still damaged on some in-sync copy, or None."""
+        for volume, (record, _) in self.world.store.records.items():
+            disks = {str(node): disk for node, disk in self.in_sync_disks(record)}
+            primary = disks.get(record.primary_member.node)
+            beyond = self.damage.beyond.get(volume, set())
+            if primary is None:
+                continue
+            told = rot.left_over(volume, disks, primary, beyond)
+            if told is not None:
+                return told
+        return None
 
     def final_reads(self, volume: VolumeId, record: GroupRecord) -> None:
         """Read every block that was ever touched, as a last consumer would."""
@@ -332,6 +376,9 @@ class Invariants:
         history = self.world.history
         disk = self.world.machines[record.primary_member.node].copies[volume]
         for block, accesses in history.of(volume).blocks.items():
+            if self.damage.is_beyond(volume, block):
+                accesses.clear()  # Nothing is promised about it; nothing is judged.
+                continue
             value = value_of(disk.cache.get(block, ZERO_BLOCK))
             start = history.tick()
             accesses.append(

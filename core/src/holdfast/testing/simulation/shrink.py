@@ -16,6 +16,10 @@ def shrink(outcome: Outcome, *, runs_max: int = 200) -> Outcome:
     best = outcome
     wanted = outcome.violation.invariant
     numbers = [fault.number for fault in outcome.faults if fault.time <= outcome.time]
+    if len(numbers) < len(outcome.faults):
+        # What was to come after the violation has nothing to do with it.
+        best = run_seed(outcome.config.seed, keep=numbers, config=outcome.config)
+        assert best.violation is not None
     pieces = 1
     runs = 0
     while runs < runs_max:

@@ -66,6 +66,8 @@ class Store:
     """How probably an answer is lost."""
     on_write: Callable[[GroupRecord, GroupRecord | None], None] = field(default=lambda _a, _b: None)
     operations: int = 0
+    policy_changed_at: dict[VolumeId, float] = field(factory=dict)
+    """When an operator last changed the policy of a volume."""
 
     def reachable(self, node: NodeName) -> bool:
         """Return whether `node` reaches the store."""

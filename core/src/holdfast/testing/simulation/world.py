@@ -16,18 +16,19 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field, frozen
 
-from holdfast.interfaces.policy import PolicyView, Verdict
 from holdfast.messages import Request, RequestKind
-from holdfast.model import Access, CopyState, GroupRecord, Member, VolumeSpec
+from holdfast.model import CopyState, GroupRecord, Member, VolumeSpec
 from holdfast.sync.events import ForcePromote
 from holdfast.sync.healing import PolicyOf
 from holdfast.sync.member import Role
 from holdfast.sync.peers import Timing
 from holdfast.testing.simulation import history as hist
+from holdfast.testing.simulation import rot
 from holdfast.testing.simulation.clock import Clock
 from holdfast.testing.simulation.invariants import Invariants, Violation
 from holdfast.testing.simulation.network import Network
 from holdfast.testing.simulation.node import Machine, Process
+from holdfast.testing.simulation.policies import policy_of
 from holdfast.testing.simulation.store import Store
 from holdfast.testing.simulation.workload import Client, Load
 from holdfast.units import BLOCK_BYTES, MIB, CopyId, Epoch, NodeName, VolumeId
@@ -39,25 +40,9 @@ TRACE_LINES = 4000
 CHECK_EVERY_S = 0.5
 EVENTS_PER_S_MAX = 20_000
 """Nothing that the machines do to each other may run in circles."""
+SCRUB_WITHIN_S = 5.0
 REST_WITHIN_S = 90.0
 """I7's bound: declared redundancy is back this long after the last fault (virtual seconds)."""
-
-
-@frozen
-class AlwaysWritable:
-    """The policy of worlds that ask for no other: writable with any number of replicas."""
-
-    def least(self, declared: int) -> int:
-        """Return 0."""
-        return 0
-
-    def nodes_min(self, declared: int) -> int:
-        """Return 1."""
-        return 1
-
-    def decide(self, view: PolicyView, now: float) -> Verdict:
-        """Return read-write."""
-        return Verdict(Access.READ_WRITE, None, "always writable", below=False)
 
 
 @frozen
@@ -82,7 +67,8 @@ class Config:
     load_after_s: float = 3.0
     timing: Timing = field(factory=Timing)
     skew: float = 0.02
-    policy_of: PolicyOf = lambda _spec: AlwaysWritable()
+    policy: str = "alwayson"
+    policy_of: PolicyOf = policy_of
     keep_trace: bool = True
 
 
@@ -183,7 +169,14 @@ class World:
         names = list(self.machines)
         self.rng.shuffle(names)
         chosen = names[: config.replicas + 1]
-        spec = VolumeSpec(volume, volume, config.size_bytes, config.replicas, hash_key="0" * 64)
+        spec = VolumeSpec(
+            volume,
+            volume,
+            config.size_bytes,
+            config.replicas,
+            policy=config.policy,
+            hash_key="0" * 64,
+        )
         blocks = config.size_bytes // BLOCK_BYTES
         hot = tuple(
             base + offset
@@ -262,7 +255,19 @@ class World:
             self.run(self.now + 0.5)
             if self.now > limit - REST_WITHIN_S + 20.0:
                 self._force_what_is_lost()
+        self._scrub_what_is_damaged()
         self.invariants.at_rest()
+
+    def _scrub_what_is_damaged(self) -> None:
+        """The last scrub: whatever has rotted on an in-sync copy is right again after it."""
+        if self.invariants.damage_left() is None:
+            return
+        for volume in self.store.records:
+            rot.scrub(self, volume)
+        self.run(self.now + SCRUB_WITHIN_S)
+        left = self.invariants.damage_left()
+        if left is not None:
+            raise Violation("scrub", left)
 
     def _force_what_is_lost(self) -> None:
         """The operator's part: an in-sync copy is gone for good, and all others lost power."""
@@ -334,4 +339,6 @@ def drawn_config(seed: int) -> Config:
         depth=rng.choice((1, 2, 4, 8, 16)),
         think_s=rng.choice((0.03, 0.06, 0.15)),
         clients=rng.choice((1, 1, 2)),
+        policy=rng.choice(("alwayson", "alwayson", "alwayson", "hard")),
+        ordered=rng.random() < 0.75,
     )
