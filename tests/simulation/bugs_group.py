@@ -168,7 +168,15 @@ def forget_window(patch: Patch) -> None:
     patch(DiskQueue, "suspects", suspects)
 
 
-@bug()
+@bug(
+    (4.0, "store-cut", "@primary", 14.0, 0.5),
+    (4.0, "partition2", "@replica", 5.0, 0.5),
+    (7.5, "takeover", "@replica", 0.0, 0.5),
+    nodes=2,
+    replicas=1,
+    clients=2,
+    think_s=0.01,
+)
 def deaf_to_epochs(patch: Patch) -> None:
     """Take the stream of a primary whose epoch is over."""
     original = GroupMember._on_attach

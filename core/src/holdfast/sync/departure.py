@@ -54,8 +54,8 @@ class Departure:
         return self.handover is not None or self._stopping_since is not None
 
     def hand_over(self, event: Handover, now: Instant) -> None:
-        """An operator wants another copy to be primary."""
-        if self.member.primary is not None:
+        """An operator wants another copy to be primary; one that stops hands over anyway."""
+        if self.member.primary is not None and not self.stopping:
             self.handover = event
             self._handover_since = now.mono
 

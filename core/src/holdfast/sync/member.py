@@ -362,9 +362,11 @@ class GroupMember:
             return
         mine = ctx.me
         if ctx.rebooted and ctx.counted_in and mine is not None and not mine.suspect:
-            # Whenever the record counts it in, also when that was asked for before it lost power.
-            self._ask(membership.mark_suspect(ctx.record, ctx.copy), out)
-            return
+            # Whenever the record counts it in, also when that was asked for before it lost power; but
+            # not when it was synced since, and the store tells of that sooner than the primary.
+            if ctx.record.epoch < ctx.epoch or not replica.on_joined(out):
+                self._ask(membership.mark_suspect(ctx.record, ctx.copy), out)
+                return
         if now.mono < self._retry_at:
             return
         if self.role is Role.REPLICA and self._should_stand(now):

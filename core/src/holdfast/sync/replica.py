@@ -194,6 +194,19 @@ class ReplicaRole:
             ack = _new(Ack, (ctx.superblock.epoch, disk.applied, disk.durable))
             out.append(_new(Send, (self.link, (ack,))))
 
+    def on_joined(self, out: list[Effect]) -> bool:
+        """The record counts this copy in; return whether that is what a sync of this process did.
+
+        A primary asks for that only when the sync has come to its end and is on stable storage. What
+        was asked for before this process began cannot come to pass after its sync has begun.
+        """
+        if not self._synced:
+            return False
+        self._synced = False
+        self.ctx.disk.unpin_at_commit()
+        self.ctx.trust(out)
+        return True
+
     def fail(self, reason: FaultReason, sentence: str, out: list[Effect]) -> None:
         """Tell the primary that this copy cannot go on."""
         if self.link is not None:
@@ -244,10 +257,8 @@ class ReplicaRole:
         if state is CopyState.IN_SYNC and not ctx.counted_in:
             # It speaks of the disk that was here before.
             state = CopyState(ctx.superblock.state)
-        if state is CopyState.IN_SYNC and self._synced:
-            self._synced = False
-            ctx.disk.unpin_at_commit()
-            ctx.trust(out)
+        if state is CopyState.IN_SYNC:
+            self.on_joined(out)
         ctx.raise_epoch(epoch, state, out)
         ctx.peers.follow(record.volume, epoch, record.primary_member.node)
 

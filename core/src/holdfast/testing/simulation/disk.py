@@ -200,15 +200,16 @@ class CopyDisk:
         self.rotted.add(block)
 
     def misdirect(self, block: int, other: int) -> None:
-        """Put what belongs to one block into another one; only the former knows that it changed."""
+        """Put what belongs to one block into another one.
+
+        The hash of the former was taken while the page cache still had what was meant.
+        """
         if self.cache.get(block, ZERO_BLOCK) == self.cache.get(other, ZERO_BLOCK):
             return
         for chunk in (block // _BLOCKS_PER_CHUNK, other // _BLOCKS_PER_CHUNK):
             self.chunk_hash(chunk)
         self.cache[other] = self.stable[other] = self.cache.get(block, ZERO_BLOCK)
         self.cache[block] = self.stable[block] = ZERO_BLOCK
-        if block // _BLOCKS_PER_CHUNK != other // _BLOCKS_PER_CHUNK:
-            self._hashes.pop(block // _BLOCKS_PER_CHUNK)
         self.rotted |= {block, other}
 
     def tree(self, level: int, indexes: Sequence[int]) -> bytes:

@@ -18,7 +18,7 @@ from holdfast.errors import FaultReason
 from holdfast.model import CopyState
 from holdfast.sync import events as ev
 from holdfast.testing.simulation import rot
-from holdfast.units import BLOCK_BYTES, NodeName, VolumeId
+from holdfast.units import BLOCK_BYTES, CHUNK_BYTES, NodeName, VolumeId
 
 if TYPE_CHECKING:
     from holdfast.testing.simulation.node import Machine
@@ -239,7 +239,16 @@ def _stop(world: World, fault: Fault) -> None:
     machine = _machine(world, fault)
     if machine.process is not None:
         machine.process.run(_stop_process, machine, fault.amount < 0.8)
-        machine.start_at(world.now + fault.duration + 6.0)
+        at = world.now + fault.duration + 6.0
+        machine.down_until = max(machine.down_until, at)
+        world.at(at, _start_when_stopped, world, machine)
+
+
+def _start_when_stopped(world: World, machine: Machine) -> None:
+    if machine.process is not None and machine.process.stopping:
+        world.after(1.0, _start_when_stopped, world, machine)
+    else:
+        machine.start()
 
 
 def _stop_process(machine: Machine, handover: bool) -> None:
@@ -363,6 +372,10 @@ def _bad_sectors(world: World, fault: Fault) -> None:
     hot = world.loads[fault.volume].hot
     first = int(fault.amount * len(hot))
     wanted = {hot[(first + n) % len(hot)] for n in range(6)}
+    # What has rotted and was half overwritten has a hash that fits: no other copy can stand in.
+    sick = world.invariants.damage.ever.get(fault.volume, set())
+    if any(block * BLOCK_BYTES // CHUNK_BYTES in sick for block in wanted):
+        return
     if others and all(wanted.isdisjoint(disk.unreadable) for disk in others):
         pump.disk.unreadable |= wanted
 

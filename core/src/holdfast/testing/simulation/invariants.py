@@ -228,6 +228,7 @@ class Invariants:
             )
         if record.primary != before.primary:
             self.damage.on_promoted(self.world, record)
+        self._suspicions(record, before)
         joined = set(record.in_sync) - set(before.in_sync)
         for node, disk in self.in_sync_disks(record):
             if disk.superblock.copy in joined:
@@ -243,6 +244,16 @@ class Invariants:
             sticky = sticky and self.world.now - changed_at > POLICY_TOLD_S
             if sticky and record.attachment_generation == before.attachment_generation:
                 raise Violation("I6", "a read-only volume became writable without an attachment")
+
+    def _suspicions(self, record: GroupRecord, before: GroupRecord) -> None:
+        """I4: a copy that lost nothing is not suspect, or one that did may take its place."""
+        for node, disk in self.in_sync_disks(record):
+            mine, was = record.member(disk.superblock.copy), before.find(disk.superblock.copy)
+            if mine.suspect and was is not None and not was.suspect and not disk.tainted:
+                raise Violation(
+                    "I4",
+                    f"the copy on {node} is called suspect, but has lost nothing since it joined",
+                )
 
     # -- checkpoints -------------------------------------------------------------------------------
 
