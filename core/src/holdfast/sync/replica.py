@@ -62,7 +62,7 @@ class ReplicaRole:
     _resizing: int = 0
     """The size that the primary has asked for and was not answered."""
     _begun: bool = False
-    _synced: bool = False
+    synced: bool = False
     """A sync was begun in this very process: when the record says in sync, that is what it means."""
     _streaming: bool = False
     """Sequences mean something to the primary: in sync, or a sync has begun. Before that, an
@@ -182,7 +182,7 @@ class ReplicaRole:
             return
         if self._begun:
             self._begun = False
-            self._streaming = self._synced = True
+            self._streaming = self.synced = True
             out.append(Send(self.link, (SyncBegun(ctx.epoch),)))
         if self._resizing and ctx.size_bytes >= self._resizing:
             out.append(Send(self.link, (Resized(ctx.epoch, ctx.size_bytes),)))
@@ -200,9 +200,9 @@ class ReplicaRole:
         A primary asks for that only when the sync has come to its end and is on stable storage. What
         was asked for before this process began cannot come to pass after its sync has begun.
         """
-        if not self._synced:
+        if not self.synced:
             return False
-        self._synced = False
+        self.synced = False
         self.ctx.disk.unpin_at_commit()
         self.ctx.trust(out)
         return True

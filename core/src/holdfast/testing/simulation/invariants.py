@@ -232,7 +232,11 @@ class Invariants:
         joined = set(record.in_sync) - set(before.in_sync)
         for node, disk in self.in_sync_disks(record):
             if disk.superblock.copy in joined:
-                disk.tainted = False
+                process = self.world.machines[node].process
+                pump = None if process is None else process.pumps.get(record.volume)
+                # It may have lost power, or started anew, since this was asked for.
+                if pump is not None and pump.member.replica.synced:
+                    disk.tainted = False
                 self.world.trace("joined", node, record.volume)
         if joined:
             self.checkpoint()
