@@ -168,26 +168,16 @@ def forget_window(patch: Patch) -> None:
     patch(DiskQueue, "suspects", suspects)
 
 
-@bug(
-    (4.0, "store-cut", "@primary", 14.0, 0.5),
-    (4.0, "partition2", "@replica", 5.0, 0.5),
-    (7.5, "takeover", "@replica", 0.0, 0.5),
-    nodes=2,
-    replicas=1,
-    clients=2,
-    think_s=0.01,
-)
-def deaf_to_epochs(patch: Patch) -> None:
-    """Take the stream of a primary whose epoch is over."""
-    original = GroupMember._on_attach
+@bug()
+def epoch_stays(patch: Patch) -> None:
+    """Take over without raising the epoch."""
+    promote = membership.promote
 
-    def on_attach(self: GroupMember, event: Any, *args: Any) -> None:
-        ctx = self.ctx
-        if event.hello.epoch < ctx.epoch and event.hello.target == ctx.copy:
-            ctx.superblock = attrs.evolve(ctx.superblock, epoch=event.hello.epoch)
-        original(self, event, *args)
+    def promoted(record: Any, *args: Any) -> Any:
+        after = promote(record, *args)
+        return None if after is None else attrs.evolve(after, epoch=record.epoch)
 
-    patch(GroupMember, "_on_attach", on_attach)
+    patch(membership, "promote", promoted)
 
 
 @bug()

@@ -22,7 +22,7 @@ from holdfast.sync.member import GroupMember
 from holdfast.sync.opening import open_member, opened
 from holdfast.sync.peers import NEVER, Peers
 from holdfast.testing.simulation.disk import CopyDisk, hash_of
-from holdfast.testing.simulation.world import AlwaysWritable
+from holdfast.testing.simulation.policies import AlwaysWritable
 from holdfast.units import CopyId, Epoch, NodeName, VolumeId
 from holdfast.units import Sequence as Position
 

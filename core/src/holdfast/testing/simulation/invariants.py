@@ -163,7 +163,11 @@ class Invariants:
         for node, disk in self.in_sync_disks(record):
             if disk.tainted or disk.rotten:
                 continue
-            for block in {number for number, _ in disk.log} - disk.rotted:
+            # A block that was damaged and written since may have nothing but damage on the platters.
+            sick = self.damage.ever.get(volume, set())
+            for block in {number for number, _ in disk.log}:
+                if block // _BLOCKS_PER_CHUNK in sick:
+                    continue
                 newest = -1
                 for access in history.blocks.get(block, ()):
                     if access.is_write and access.end < asked and access.end > newest_loss:
