@@ -117,8 +117,9 @@ def _build(tree: Path, modules: Path, command: list[str], initrd: Path) -> None:
     # Drives come and go by configfs alone.
     lines = [f"{name} nr_devices=0" if "null_blk" in name else name for name in names]
     (tree / "modules/order").write_text("\n".join(lines) + "\n")
-    (tree / "job").write_text(f"cd {shlex.quote(str(Path.cwd()))}; export TMPDIR=/run "
-                              f"PYTHONDONTWRITEBYTECODE=1 HOME=/run; {shlex.join(command)}")  # fmt: skip
+    settings = "PATH=/usr/sbin:/usr/bin:/sbin:/bin TMPDIR=/run PYTHONDONTWRITEBYTECODE=1 HOME=/run"
+    here = shlex.quote(str(Path.cwd()))
+    (tree / "job").write_text(f"cd {here}; export {settings}; {shlex.join(command)}\n")
     (tree / "init").write_text(INIT)
     (tree / "init").chmod(0o755)
     with initrd.open("wb") as out:
