@@ -32,6 +32,7 @@ from holdfast.cli import (
     plugin,
     simulate,
     volume,
+    whatif,
 )
 from holdfast.cli.context import Context
 from holdfast.errors import HoldfastError, UsageError
@@ -68,6 +69,7 @@ doctor.add_to(app)
 demo.add_to(app)
 audit.add_to(app)
 simulate.add_to(app)
+whatif.add_to(app)
 
 
 @app.callback()

@@ -118,6 +118,7 @@ class _Search:
         self.world = world
         self.visited: dict[State, int] = {}
         self.parents = array("q")
+        self._costs = array("B")
         self.waiting: list[deque[State]] = [deque() for _ in range((deviations or 0) + 1)]
         self.edges = 0
         self.depth = 0
@@ -136,6 +137,8 @@ class _Search:
                     return
                 state = waiting.popleft()
                 number = visited[state]
+                if self._costs[number] != cost:
+                    continue  # Reached with fewer deviations since, and looked at then.
                 if number % 256 == 0 and until is not None and time.perf_counter() > until:
                     waiting.appendleft(state)
                     return
@@ -148,7 +151,7 @@ class _Search:
                 self._expand(state, number, cost)
 
     def _expand(self, state: State, number: int, cost: int) -> None:
-        world, visited = self.world, self.visited
+        world = self.world
         leads_on = False
         followed = self._free
         last = len(self.waiting) - 1
@@ -164,22 +167,30 @@ class _Search:
             if after == state:
                 continue
             leads_on = True
-            if after not in visited:
-                self._visit(
-                    after, number, cost if not followed or is_fault or self._free else cost + 1
-                )
+            apart = followed and not (self._free or is_fault)
+            if self._visit(after, number, cost + apart):
                 followed = followed or not is_fault
         if not leads_on and not world.is_at_rest(state):
             stuck = Violated("I7", "nothing more can happen, and redundancy is not back")
             raise _Stopped(self._found(stuck, number, ("nothing",)))
 
-    def _visit(self, state: State, parent: int, cost: int) -> None:
-        self.visited[state] = len(self.parents)
-        self.parents.append(parent)
-        depth = self._depths[parent] + 1 if parent >= 0 else 0
-        self._depths.append(depth)
-        self.depth = max(self.depth, depth)
+    def _visit(self, state: State, parent: int, cost: int) -> bool:
+        """Let a state wait, unless it was reached with as few deviations before."""
+        number = self.visited.get(state)
+        if number is None:
+            self.visited[state] = len(self.parents)
+            self.parents.append(parent)
+            self._costs.append(cost)
+            depth = self._depths[parent] + 1 if parent >= 0 else 0
+            self._depths.append(depth)
+            self.depth = max(self.depth, depth)
+        elif self._costs[number] > cost:
+            self.parents[number] = parent
+            self._costs[number] = cost
+        else:
+            return False
         self.waiting[cost].append(state)
+        return True
 
     def _found(self, error: Exception, number: int, last: Step) -> Found:
         by_number = {number: state for state, number in self.visited.items()}

@@ -158,7 +158,7 @@ class World:
                 if leg.gone:
                     yield ("timer", at, "gone", leg.node)
                 if self._is_deaf(state, facts, at, other):
-                    if leg.lost and not leg.in_sync:
+                    if leg.lost and not leg.in_sync and not facts[other].running:
                         yield ("timer", at, "lost", leg.node)
                     if leg.in_sync and (leg.leased or leg.heard):
                         yield ("timer", at, "lapse", leg.node)

@@ -1,0 +1,178 @@
+"""`holdfast whatif`: a layout and a failure mode, run through the loss of nodes and zones."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from holdfast.cli.context import here, pairs, put, put_json
+from holdfast.errors import NotFoundError, UsageError
+from holdfast.units import MIB, parse_size
+
+if TYPE_CHECKING:
+    from holdfast.testing.whatif.layout import Layout
+    from holdfast.testing.whatif.rehearsal import Told
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's command to `holdfast`."""
+    app.command()(whatif)
+
+
+def whatif(
+    ctx: typer.Context,
+    topology: Annotated[
+        Path,
+        typer.Option(
+            "--topology",
+            "-t",
+            metavar="FILE",
+            help='TOML: `[nodes]` with lines like `a = { zone = "east" }`, and a table '
+            "`[volumes.NAME]` for each volume with size, replicas, policy, set, nodes.",
+        ),
+    ],
+    policy: Annotated[
+        str, typer.Option("--policy", "-p", metavar="POLICY", help="Of volumes that name none.")
+    ] = "hard",
+    replicas: Annotated[
+        int, typer.Option("--replicas", "-r", metavar="N", help="Of volumes that name none.")
+    ] = 1,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A parameter of --policy; repeat."),
+    ] = None,
+    faults: Annotated[
+        str, typer.Option("--faults", metavar="KIND,…", help="node, zone, two-nodes.")
+    ] = "node,zone",
+    down: Annotated[
+        float, typer.Option("--down", metavar="SECONDS", help="How long lost nodes are away.")
+    ] = 120.0,
+    for_good: Annotated[
+        bool, typer.Option("--for-good", help="Lost nodes do not come back.")
+    ] = False,
+    gap: Annotated[
+        float, typer.Option("--gap", metavar="SECONDS", help="Between two lost nodes.")
+    ] = 0.0,
+    rate: Annotated[
+        str, typer.Option("--sync-rate", metavar="SIZE", help="Bytes a second of a sync.")
+    ] = "200MiB",
+    svg: Annotated[
+        Path | None, typer.Option("--svg", metavar="FILE", help="Draw the timeline there.")
+    ] = None,
+) -> None:
+    """Tell what the loss of nodes and zones would do to your volumes, by simulating it.
+
+    The machines, timeouts and policies are those of real nodes; only hardware and time are made up.
+    Nothing is contacted and nothing is changed.
+    """
+    from holdfast.node.volumes import Policies
+    from holdfast.testing.whatif import layout, rehearsal
+
+    if down <= 0 or gap < 0:
+        raise UsageError("--down must be above 0, and --gap not below.", hint="Write --down 120.")
+    given = _layout(topology, policy, replicas, settings or [])
+    plan = rehearsal.Plan(given, Policies({}).of, None if for_good else down, _rate(rate))
+    losses: dict[tuple[str, ...], None] = {}
+    for kind in faults.split(","):
+        if kind not in layout.FAULTS:
+            known = ", ".join(layout.FAULTS)
+            raise UsageError(f"--faults {kind!r} is no kind.", hint=f"There are {known}.")
+        losses |= dict.fromkeys(given.losses(kind))
+    told: list[Told] = []
+    for number, lost in enumerate(losses, start=1):
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r{number} of {len(losses)}: {' + '.join(lost)}\033[K")
+        told += rehearsal.rehearse(plan, lost, gap_s=gap)
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\033[K")
+    if svg is not None:
+        _draw(svg, topology, told)
+    if here(ctx).json:
+        put_json({"losses": [rehearsal.as_json(each) for each in told]})
+    else:
+        _show(told)
+        if svg is not None:
+            put(f"The timeline is in {svg}.")
+
+
+def _layout(path: Path, policy: str, replicas: int, settings: list[str]) -> Layout:
+    import attrs
+
+    from holdfast.node.volumes import Policies
+    from holdfast.testing.whatif import layout
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise NotFoundError(
+            f"The layout {path} cannot be read: {error}.", hint="--topology names a TOML file."
+        ) from error
+    given = layout.parse(text, path.name, policy=policy, replicas=replicas)
+    policies, common = Policies({}), pairs(settings, "--set")
+    volumes = []
+    for volume in given.volumes:
+        asked = {**(common if volume.policy == policy else {}), **volume.options}
+        options = policies.options(volume.policy, asked)
+        policies.refuse(volume.policy, volume.replicas, options)
+        volumes.append(attrs.evolve(volume, options=options))
+    return attrs.evolve(given, volumes=tuple(volumes))
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = parse_size(text)
+    except ValueError as error:
+        raise UsageError(
+            f"--sync-rate {text!r}: {error}", hint="Write --sync-rate 200MiB."
+        ) from error
+    if rate < MIB:
+        raise UsageError(f"--sync-rate {text} is below 1MiB.", hint="Write --sync-rate 200MiB.")
+    return float(rate)
+
+
+def _draw(svg: Path, topology: Path, told: list[Told]) -> None:
+    from holdfast.testing.whatif import timeline
+
+    try:
+        svg.write_text(timeline.draw(f"What if: {topology.name}", told), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"The timeline cannot be written to {svg}: {error}.", hint="Name another file."
+        ) from error
+
+
+def _show(losses: list[Told]) -> None:
+    from holdfast.cli import render
+
+    rows = render.table(
+        "WITHOUT", "VOLUME", "COPIES", "SILENT", "READ-ONLY", "LAST COPY", "WHOLE", "LOSES"
+    )
+    for told in losses:
+        if not told.copies_lost:
+            continue
+        whole = told.whole_after_s
+        rows.add_row(
+            " + ".join(told.lost),
+            told.volume,
+            str(told.copies_lost),
+            _seconds(told.unavailable_s),
+            _seconds(told.read_only_s),
+            _seconds(told.exposed_s),
+            "not yet" if whole is None else _seconds(whole),
+            told.loses,
+        )
+    render.show(rows)
+    put(
+        "COPIES of the volume were lost. SILENT: writes were not answered. LAST COPY: one more loss"
+    )
+    put("would have lost writes. WHOLE: all copies are in sync again, so long after the loss.")
+    calm = sum(not told.copies_lost for told in losses)
+    if calm:
+        put(f"{calm} times a volume had no copy on what was lost.")
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds else "-"

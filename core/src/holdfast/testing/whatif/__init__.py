@@ -1,0 +1,1 @@
+"""A user's layout, run through the loss of nodes and zones in the simulator."""

@@ -1,0 +1,156 @@
+"""The nodes, zones and volumes that a user describes in TOML, and which of them are lost at once.
+
+[nodes]
+a = { zone = "east" }
+[volumes.db]
+size = "100GiB"
+replicas = 2                 # else --replicas
+policy = "soft"              # else --policy
+nodes = ["a", "b", "c"]      # the primary's first; else spread over the zones
+"""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import frozen
+
+from holdfast.errors import ConfigError, UsageError
+from holdfast.units import REPLICAS_MAX, parse_size
+
+NODES_MAX = 32
+VOLUMES_MAX = 16
+FAULTS = ("node", "zone", "two-nodes")
+_VOLUME_KEYS = frozenset({"size", "replicas", "policy", "set", "nodes"})
+
+
+@frozen
+class Volume:
+    """One volume of a layout."""
+
+    name: str
+    size_bytes: int
+    replicas: int
+    policy: str
+    options: Mapping[str, Any]
+    nodes: tuple[str, ...]
+    """Where its copies are, the primary's first."""
+
+
+@frozen
+class Layout:
+    """What is to be run through failures."""
+
+    zones: Mapping[str, str]
+    """Node to zone."""
+    volumes: tuple[Volume, ...]
+
+    def losses(self, kind: str) -> list[tuple[str, ...]]:
+        """Return the sets of nodes that are lost together for one kind of fault."""
+        nodes = list(self.zones)
+        if kind == "node":
+            return [(node,) for node in nodes]
+        if kind == "two-nodes":
+            return list(itertools.combinations(nodes, 2))
+        zones = dict.fromkeys(self.zones.values())
+        return [tuple(n for n in nodes if self.zones[n] == zone) for zone in zones]
+
+
+def parse(text: str, source: str, *, policy: str, replicas: int) -> Layout:
+    """Return the layout in `text`.
+
+    Args:
+        text: TOML.
+        source: The file's name, for errors.
+        policy: Of volumes that name none.
+        replicas: Of volumes that name none.
+
+    Raises:
+        ConfigError: It is no layout; names the key.
+    """
+    try:
+        content = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{source} is not valid TOML: {error}.") from error
+    unknown = content.keys() - {"nodes", "volumes"}
+    if unknown:
+        raise _wrong(source, min(unknown), "is neither `nodes` nor `volumes`")
+    zones = _zones(content.get("nodes"), source)
+    named = content.get("volumes")
+    if not isinstance(named, dict) or not 0 < len(named) <= VOLUMES_MAX:
+        raise _wrong(source, "volumes", f"must be a table of 1 to {VOLUMES_MAX} volumes")
+    volumes = []
+    for name, given in named.items():
+        where = f"volumes.{name}"
+        if not isinstance(given, dict):
+            raise _wrong(source, where, "must be a table")
+        for key in given.keys() - _VOLUME_KEYS:
+            known = ", ".join(sorted(_VOLUME_KEYS))
+            raise _wrong(source, f"{where}.{key}", f"is not known; there are {known}")
+        volumes.append(
+            _volume(name, {"policy": policy, "replicas": replicas, **given}, zones, source)
+        )
+    return Layout(zones, tuple(volumes))
+
+
+def _zones(given: object, source: str) -> dict[str, str]:
+    if not isinstance(given, dict) or not 0 < len(given) <= NODES_MAX:
+        raise _wrong(source, "nodes", f"must be a table of 1 to {NODES_MAX} nodes")
+    zones = {}
+    for node, about in given.items():
+        zone = about.get("zone") if isinstance(about, dict) else about
+        if not isinstance(zone, str) or not zone or (isinstance(about, dict) and len(about) > 1):
+            raise _wrong(source, f"nodes.{node}", 'must be { zone = "NAME" }')
+        zones[node] = zone
+    return zones
+
+
+def _volume(name: str, given: Mapping[str, Any], zones: Mapping[str, str], source: str) -> Volume:
+    where = f"volumes.{name}"
+    try:
+        size_bytes = parse_size(str(given.get("size", "10GiB")))
+    except ValueError as error:
+        raise _wrong(source, f"{where}.size", f"is no size: {error}") from error
+    replicas, policy, options = given["replicas"], given["policy"], given.get("set", {})
+    if type(replicas) is not int or not 0 <= replicas <= REPLICAS_MAX or size_bytes <= 0:
+        raise _wrong(source, f"{where}.replicas", f"must be 0 to {REPLICAS_MAX}, of a size above 0")
+    if not isinstance(policy, str) or not isinstance(options, dict):
+        raise _wrong(source, where, "`policy` must be a word and `set` a table")
+    nodes = given.get("nodes")
+    if nodes is None:
+        nodes = _spread(zones, replicas + 1, name)
+    if not isinstance(nodes, list) or not all(node in zones for node in nodes):
+        raise _wrong(source, f"{where}.nodes", "must be a list of nodes of this file")
+    if len(set(nodes)) != len(nodes) or len(nodes) != replicas + 1:
+        raise _wrong(
+            source,
+            f"{where}.nodes",
+            f"must name {replicas + 1} different nodes: the primary's and {replicas} replica(s)",
+        )
+    return Volume(name, size_bytes, replicas, policy, options, tuple(nodes))
+
+
+def _spread(zones: Mapping[str, str], count: int, name: str) -> list[str]:
+    """Choose nodes zone by zone, beginning elsewhere for each volume."""
+    if count > len(zones):
+        raise UsageError(
+            f"Volume {name} needs {count} nodes, one for each copy, and there are {len(zones)}.",
+            hint="Declare fewer replicas, or add nodes.",
+        )
+    nodes = list(zones)
+    start = sum(name.encode()) % len(nodes)
+    left = nodes[start:] + nodes[:start]
+    chosen: list[str] = []
+    while len(chosen) < count:
+        used = [zones[node] for node in chosen]
+        best = min(left, key=lambda node: (used.count(zones[node]), left.index(node)))
+        chosen.append(best)
+        left.remove(best)
+    return chosen
+
+
+def _wrong(source: str, key: str, what: str) -> ConfigError:
+    return ConfigError(f"{source}: {key} {what}.", hint="`holdfast whatif -h` shows a layout.")

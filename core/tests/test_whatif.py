@@ -1,0 +1,136 @@
+"""`holdfast whatif` plays a layout through losses, and refuses layouts that make no sense."""
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from holdfast.cli.app import run
+from holdfast.errors import HoldfastError
+from holdfast.testing.whatif.layout import parse
+
+THREE = """
+[nodes]
+a = { zone = "east" }
+b = { zone = "east" }
+c = { zone = "west" }
+[volumes.db]
+size = "1GiB"
+"""
+
+
+def told(capsys: pytest.CaptureFixture[str], path: Path, *words: str) -> list[dict[str, Any]]:
+    code = run(["whatif", "--topology", str(path), "--sync-rate", "100MiB", "--json", *words])
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    losses = json.loads(said.out)["losses"]
+    assert isinstance(losses, list)
+    return losses
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    path = tmp_path / "three.toml"
+    path.write_text(THREE + 'nodes = ["a", "b"]\nreplicas = 1\n', encoding="utf-8")
+    return path
+
+
+def test_the_loss_of_each_node_is_told(capsys: pytest.CaptureFixture[str], three: Path) -> None:
+    primary, replica, other = told(capsys, three, "--faults", "node", "--down", "20")
+    assert [each["lost"] for each in (primary, replica, other)] == [["a"], ["b"], ["c"]]
+    assert 1.0 < primary["unavailable_s"] < 6.0, "a failover"
+    assert 0.5 < replica["unavailable_s"] < 4.0, "until the lost copy is dropped"
+    assert other["unavailable_s"] == other["exposed_s"] == other["copies_lost"] == 0
+    assert 10.0 <= replica["exposed_s"] < 20.0, "a copy of 1 GiB at 100 MiB/s"
+    assert {each["loses"] for each in (primary, replica, other)} == {"nothing"}
+    assert all(each["whole_after_s"] is not None for each in (primary, replica, other))
+
+
+def test_a_zone_with_all_copies_takes_the_volume_with_it(
+    capsys: pytest.CaptureFixture[str], three: Path
+) -> None:
+    east, west = told(capsys, three, "--faults", "zone", "--for-good")
+    assert (east["lost"], east["loses"], east["whole_after_s"]) == (["a", "b"], "everything", None)
+    assert (west["lost"], west["loses"]) == (["c"], "nothing")
+    back = told(capsys, three, "--faults", "zone", "--down", "15")[0]
+    assert back["loses"] == "unflushed writes"
+    assert back["unavailable_s"] > 14.0
+
+
+def test_copies_are_spread_over_zones_and_the_policy_withdraws_writing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "two.toml"
+    path.write_text(THREE.replace('c = { zone = "west" }\n', ""), encoding="utf-8")
+    words = ("--policy", "hard", "--set", "grace_s=5", "--down", "25", "--faults", "node")
+    one, _ = told(capsys, path, "--replicas", "1", *words)
+    assert one["read_only_s"] > 10.0, one
+    path.write_text(THREE, encoding="utf-8")
+    layout = parse(THREE, "x", policy="hard", replicas=1)
+    assert {layout.zones[node] for node in layout.volumes[0].nodes} == {"east", "west"}
+
+
+def test_the_table_and_the_timeline_are_for_people(
+    capsys: pytest.CaptureFixture[str], three: Path, tmp_path: Path
+) -> None:
+    svg = tmp_path / "out.svg"
+    words = ["whatif", "-t", str(three), "--faults", "zone", "--down", "15", "--svg", str(svg)]
+    assert run(words) == 0
+    said = capsys.readouterr().out
+    assert "LAST COPY" in said
+    assert "a + b" in said
+    assert str(svg) in said
+    root = ET.fromstring(svg.read_text(encoding="utf-8"))  # noqa: S314 (made by us)
+    titles = [each.text or "" for each in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert any(title.startswith("unavailable, 0 copies") for title in titles)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "nodes"),
+        ("[nodes", "not valid TOML"),
+        ("[nodes]\na = 1\n", "nodes.a"),
+        ('[nodes]\na = { zone = "x", rack = 1 }\n', "nodes.a"),
+        ('[nodes]\na = "x"\n', "volumes"),
+        ("[cluster]\n", "cluster"),
+        (THREE + "colour = 3\n", "volumes.db.colour"),
+        (THREE + "replicas = 9\n", "volumes.db.replicas"),
+        (THREE + "replicas = true\n", "volumes.db.replicas"),
+        (THREE.replace("1GiB", "big"), "volumes.db.size"),
+        (THREE + 'nodes = ["a", "z"]\n', "volumes.db.nodes"),
+        (THREE + 'nodes = ["a", "a"]\n', "volumes.db.nodes"),
+        (THREE + "replicas = 3\n", "needs 4 nodes"),
+        (THREE + "policy = 4\n", "policy"),
+    ],
+)
+def test_a_layout_that_makes_no_sense_is_refused(text: str, says: str) -> None:
+    with pytest.raises(HoldfastError, match=says):
+        parse(text, "x.toml", policy="hard", replicas=1)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--faults", "flood"], "no kind"),
+        (["--down", "0"], "--down"),
+        (["--sync-rate", "slow"], "--sync-rate"),
+        (["--sync-rate", "1KiB"], "--sync-rate"),
+        (["--policy", "wishful"], "wishful"),
+        (["--policy", "soft", "--set", "patience=3"], "patience"),
+        (["--policy", "threshold", "--set", "threshold=4"], "threshold"),
+        (["--svg", "/nowhere/x.svg", "--faults", "zone", "--down", "5"], "/nowhere"),
+        (["--topology", "/nowhere.toml"], "nowhere.toml"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "three.toml"
+    path.write_text(THREE, encoding="utf-8")
+    assert run(["whatif", "--topology", str(path), *words]) in {2, 3, 4, 5, 6}
+    said = capsys.readouterr().err
+    assert says in said
+    assert "Traceback" not in said
