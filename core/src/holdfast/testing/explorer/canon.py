@@ -36,7 +36,7 @@ def _walk(thing: Any, known: dict[int, int]) -> object:
     kind = type(thing)
     if kind in _PLAIN:
         return thing
-    if kind is bytes or kind is bytearray:
+    if kind is bytes or kind is bytearray or kind is memoryview:
         return _bytes(bytes(thing))
     if isinstance(thing, enum.Enum):
         return thing.value

@@ -318,7 +318,7 @@ def _carry(site: Site, shape: Shape, effect: ev.Effect, out: list[Output]) -> Ev
                 site.beside.append((effect, mark))
                 return None
             return _looked(site.disk, effect, mark)
-        case ev.ReadDisk() | ev.HashDisk() | ev.MapDisk():
+        case ev.ReadDisk() | ev.ReadRuns() | ev.HashDisk() | ev.MapDisk():
             if "reads" in shape.slow or site.data:
                 site.beside.append((effect, 0))
                 return None
@@ -369,6 +369,8 @@ def _looked(disk: CopyDisk, effect: ev.Effect, mark: int) -> Event:
             return ev.Flushed(effect.token)
         case ev.ReadDisk():
             return ev.ReadDone(effect.token, disk.read(effect.offset, effect.length))
+        case ev.ReadRuns():
+            return ev.RunsRead(effect.token, [disk.read(*run) for run in effect.runs])
         case ev.HashDisk():
             return ev.HashesDone(effect.token, disk.tree(effect.level, effect.indexes))
         case ev.MapDisk():

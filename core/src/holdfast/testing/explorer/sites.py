@@ -6,14 +6,16 @@ meets the same site again with other things going on around it.
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 from attrs import define, field
 
 from holdfast.sync import events as ev
+from holdfast.sync.pace import Pace
 from holdfast.sync.peers import NEVER
 from holdfast.testing.explorer.canon import canonical
 from holdfast.testing.explorer.facts import Facts, facts_of
@@ -50,6 +52,18 @@ _CARRIES = {"send": 2, "open": 3, "ask": 1, "beat": 1, "answer": 1}
 """Kind of output to the place of what is numbered in it."""
 
 
+class _Pickler(pickle.Pickler):
+    """Takes a view of bytes, as syncs send them, for the bytes."""
+
+    dispatch_table: ClassVar = {memoryview: lambda view: (bytes, (bytes(view),))}
+
+
+def _pickled(site: Site) -> bytes:
+    out = io.BytesIO()
+    _Pickler(out, pickle.HIGHEST_PROTOCOL).dump(site)
+    return out.getvalue()
+
+
 class Sites:
     """All sites ever met, by number."""
 
@@ -70,7 +84,7 @@ class Sites:
         number = self._numbers.get(key)
         if number is None:
             number = self._numbers[key] = len(self._pickled)
-            self._pickled.append(pickle.dumps(site, pickle.HIGHEST_PROTOCOL))
+            self._pickled.append(_pickled(site))
             self.facts.append(facts_of(site, self.shape))
         return number
 
@@ -135,6 +149,11 @@ def _tidy(site: Site, shape: Shape) -> None:
         (effect, max(0, mark - base) if isinstance(effect, ev.FlushDisk) else 0)
         for effect, mark in site.beside
     ]
+    keeper = None if site.member is None else site.member.keeper
+    if keeper is not None:
+        # How fast a sync may go is a matter of time alone; here it always may go on.
+        keeper.primary.pace = Pace()
+        keeper.sync_at = float("inf")
     if site.peers is not None:
         site.peers.changed = False
         for outgoing in site.peers._outgoing.values():  # noqa: SLF001

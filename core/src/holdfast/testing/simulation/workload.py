@@ -35,6 +35,8 @@ class Load:
     """The part of the requests that are reads."""
     ordered: bool = True
     """Never two unanswered requests on one block, as file systems have it."""
+    hot_part: float = 0.8
+    """The part of the requests that begin at hot blocks; the others begin anywhere."""
 
 
 @define(eq=False)
@@ -206,7 +208,7 @@ class Client:
         roll = rng.random()
         if roll < 0.06:
             return self._make(RequestKind.FLUSH, 0, 0, 0)
-        if rng.random() < 0.8:
+        if rng.random() < load.hot_part:
             first = load.hot[int(rng.random() * len(load.hot))]
         else:
             first = rng.randrange(blocks)

@@ -87,10 +87,13 @@ class PacedNetwork(Network):
     def send(self, end: End, messages: Sequence[Message]) -> None:
         """Send, and keep the link busy for as long as sync data takes."""
         super().send(end, messages)
+        pace_s = self._paces.get(end)
+        if pace_s is None or end.peer is None:
+            return
         for message in messages:
-            if isinstance(message, Batch) and end.peer is not None:
-                if any(op.kind in {OpKind.SYNC_WRITE, OpKind.SYNC_ZERO} for op in message.ops):
-                    end.peer.arrives_at += self._paces.get(end, 0.0)
+            if isinstance(message, Batch):
+                writes = (op for op in message.ops if op.kind == OpKind.SYNC_WRITE)
+                end.peer.arrives_at += pace_s * len({op.offset // CHUNK_BYTES for op in writes})
 
 
 @define(eq=False)
@@ -128,7 +131,9 @@ class LayoutWorld(World):
         key = VolumeId(f"v{number + 1}")
         home = NodeName(f"n{len(self.layout.zones) + 1}")
         hot = tuple(range(2 * RUNS * CHUNK_BYTES // BLOCK_BYTES, SIZE_BYTES // BLOCK_BYTES))
-        self.loads[key] = Load(1, self.config.think_s, hot[:8], SIZE_BYTES // BLOCK_BYTES, 0.0)
+        self.loads[key] = Load(
+            1, self.config.think_s, hot[:1], SIZE_BYTES // BLOCK_BYTES, 0.0, hot_part=1.0
+        )
         self.homes[key] = (home,)
         self.store.write_spec(
             VolumeSpec(
@@ -224,7 +229,7 @@ def rehearse(plan: Plan, lost: Sequence[str], *, gap_s: float = 0.0) -> list[Tol
             nodes=len(layout.zones) + 1,
             volumes=len(layout.volumes),
             think_s=max(0.25, sync_s / 1000),
-            timing=Timing(ack_timeout_s=max(8.0, 3 * sync_s / RUNS)),
+            timing=Timing(ack_timeout_s=max(8.0, sync_s / 2)),
             policy_of=plan.policy_of,
             keep_trace=False,
         ),
