@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Callable, Hashable
-from typing import Any, ClassVar
+from typing import Any
 
 import attrs
 from attrs import define, field
@@ -52,15 +52,12 @@ _CARRIES = {"send": 2, "open": 3, "ask": 1, "beat": 1, "answer": 1}
 """Kind of output to the place of what is numbered in it."""
 
 
-class _Pickler(pickle.Pickler):
-    """Takes a view of bytes, as syncs send them, for the bytes."""
-
-    dispatch_table: ClassVar = {memoryview: lambda view: (bytes, (bytes(view),))}
-
-
 def _pickled(site: Site) -> bytes:
     out = io.BytesIO()
-    _Pickler(out, pickle.HIGHEST_PROTOCOL).dump(site)
+    pickler = pickle.Pickler(out, pickle.HIGHEST_PROTOCOL)
+    # Syncs send views of bytes; what they show is all that matters.
+    pickler.dispatch_table = {memoryview: lambda view: (bytes, (bytes(view),))}
+    pickler.dump(site)
     return out.getvalue()
 
 
