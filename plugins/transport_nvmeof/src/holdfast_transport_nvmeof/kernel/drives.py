@@ -149,8 +149,8 @@ def _enumerated(patterns: Sequence[str]) -> Iterator[Drive]:
             continue
         yield Drive(
             path=path,
-            model=device.get("ID_MODEL") or _attribute(device, "device/model"),
-            serial=device.get("ID_SERIAL_SHORT") or _attribute(device, "device/serial"),
+            model=device.properties.get("ID_MODEL") or _attribute(device, "device/model"),
+            serial=device.properties.get("ID_SERIAL_SHORT") or _attribute(device, "device/serial"),
             size_bytes=size,
             sector_bytes=int(_attribute(device, "queue/logical_block_size") or 512),
             use=use_of(Path(device.sys_path)),
