@@ -21,6 +21,9 @@ from holdfast.testing.explorer.canon import canonical
 from holdfast.testing.explorer.facts import Facts, facts_of
 from holdfast.testing.explorer.site import Output, Shape, Site
 
+LEGS_MAX = 4
+"""The most links that a primary of a small world may open in one step."""
+
 
 @define(eq=False)
 class Things:
@@ -116,7 +119,7 @@ def _set_counters(site: Site) -> None:
     assert member is not None
     ctx, keeper = member.ctx, member.keeper
     used = {*ctx._saving, *ctx._growing, *member.replica._answers}  # noqa: SLF001
-    links = {0}
+    links: set[int] = set()
     if keeper is not None:
         used |= {*keeper._maps, *keeper._hashes, *keeper._reads}  # noqa: SLF001
         for leg in keeper.primary.legs.values():
@@ -128,7 +131,11 @@ def _set_counters(site: Site) -> None:
         if not isinstance(effect, ev.FlushDisk):
             used.add(getattr(effect, "token", 0))
     ctx._last_token = max(used, default=0)  # noqa: SLF001
-    ctx._last_link = min(links)  # noqa: SLF001
+    # Below the first gap that is wide enough for whatever one step may open.
+    free = 0
+    while any(free - wide in links for wide in range(1, LEGS_MAX + 1)):
+        free -= 1
+    ctx._last_link = free  # noqa: SLF001
 
 
 def _tidy(site: Site, shape: Shape) -> None:
