@@ -119,8 +119,12 @@ class ReplicaRole:
             # Heartbeats to a copy begin when it joins; it has not been silent until then.
             self.heard_since = now.mono
             self._take_record(record, message.epoch, out)
-            self.promoted = record.primary == ctx.copy
-            return not self.promoted
+            if record.primary != ctx.copy:
+                return True
+            # Not when what was meant is gone: another disk stands under its name, or it lost power since
+            # this was asked for. Then nobody hears from it, and an in-sync copy takes over.
+            self.promoted = ctx.counted_in and not ctx.rebooted
+            return False
         if message.epoch > ctx.epoch or isinstance(message, Batch):
             self._refuse(
                 Refused("protocol", "The epoch rose without an epoch change.", ctx.epoch), out
