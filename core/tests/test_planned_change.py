@@ -247,6 +247,20 @@ def test_an_evicted_copy_is_replaced_elsewhere_although_it_is_waited_for() -> No
     assert victim not in nodes_of(group)
 
 
+def test_a_copy_that_was_wanted_before_it_is_evicted_is_taken_out_once() -> None:
+    group = Group(1, nodes=2)
+    (victim,) = group.replica_nodes
+    group.kill(victim)
+    group.until(lambda: group.online == 0, "the loss")
+    group.feed(ev.AddCopy(victim))
+    group.feed(ev.Evict(victim))
+    group.until(lambda: bool(group.notes("copy-evicted")), "the eviction")
+    group.run(5.0)
+    group.start(victim)
+    group.until_healthy()
+    assert len(group.notes("copy-evicted")) == 1
+
+
 def node(name: str, **changes: object) -> NodeRecord:
     fields = {"capacity_bytes": 100 * GIB, "free_bytes": 50 * GIB} | changes
     return NodeRecord(NodeName(name), "", "", **fields)  # type: ignore[arg-type]

@@ -72,8 +72,8 @@ class Healing:
     ctx: Context
     primary: PrimaryRole
     policy_of: PolicyOf
-    evicted: set[NodeName] = field(factory=set)
-    """Nodes whose copy an operator wants gone."""
+    evicted: set[CopyId] = field(factory=set)
+    """Copies that an operator wants gone; one that is made on such a node later is not meant."""
     wanted_nodes: set[NodeName] = field(factory=set)
     """Nodes on which an operator wants a copy, beyond the declared number until it is in sync."""
     moves: dict[NodeName, NodeName] = field(factory=dict)
@@ -85,6 +85,13 @@ class Healing:
     verdict: Verdict | None = None
     placement: Placement | None = None
     """The last search for a node, with its reasons."""
+
+    def evict(self, node: NodeName) -> None:
+        """Plan to take out the copy that is on `node` now, and to make none there in its place."""
+        member = self.ctx.record.on_node(node)
+        if member is not None:
+            self.evicted.add(member.copy)
+            self.wanted_nodes.discard(node)
 
     def move(self, source: NodeName, target: NodeName) -> None:
         """Plan a move; to its own node: call it off, and let the copy that was made go."""
@@ -154,9 +161,10 @@ class Healing:
     def _remove(self, record: GroupRecord, out: list[Effect]) -> GroupRecord:
         """Take out what is surplus: offline copies first, then syncing, then in sync."""
         others = [m for m in record.members if m.copy != record.primary]
-        self.evicted &= {m.node for m in others}
+        # By the record in force: what is asked for may fail, and is then to be asked for again.
+        self.evicted &= {m.copy for m in self.ctx.record.members}
         for member in others:
-            if member.node in self.evicted and len(record.in_sync) > (
+            if member.copy in self.evicted and len(record.in_sync) > (
                 1 if member.state is CopyState.IN_SYNC else 0
             ):
                 self.ctx.note("copy-evicted", f"The copy on {member.node} is taken out.", out)
@@ -255,7 +263,8 @@ class Healing:
             if record.on_node(target) is None:
                 record = self._add(record, target, now, out)
         going = leaving(record, nodes)
-        taken = {m.node for m in record.members} | self.evicted
+        taken = {m.node for m in record.members}
+        taken |= {m.node for m in ctx.record.members if m.copy in self.evicted}
         for _ in range(missing_count(record, ctx.spec, nodes, now.wall)):
             self.placement = place(
                 nodes,

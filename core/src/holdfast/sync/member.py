@@ -231,7 +231,7 @@ class GroupMember:
                 self.departure.hand_over(event, now)
             case ev.Evict():
                 if self.healing is not None:
-                    self.healing.evicted.add(event.node)
+                    self.healing.evict(event.node)
             case ev.AddCopy():
                 if self.healing is not None:
                     self.healing.wanted_nodes.add(event.node)
