@@ -1,7 +1,7 @@
 """How long a writer waits when a primary is handed over: `python -m benchmarks.handover`.
 
-A writer at depth 16 works through a node without a copy while `volume promote` moves the primary to
-and fro between two nodes. The pause of a handover is the longest time without any answer around it.
+A writer at depth 16 works through a node without a copy while `volume promote` moves the primary back
+and forth between two nodes. The pause of a handover is the longest time without any answer around it.
 """
 
 from __future__ import annotations
