@@ -19,6 +19,8 @@ from holdfast.units import NodeName, VolumeId
 if TYPE_CHECKING:
     from holdfast.testing.simulation.world import World
 
+WATCH_S_MAX = 20.0
+"""How late a watch tells of a change at most; a slow store must not outlast the time for healing."""
 SESSION_TTL_S = 10.0
 RETRY_S = 0.3
 
@@ -157,6 +159,7 @@ class Store:
     def _tell_later(self, process: Watcher, volume: VolumeId) -> None:
         record, version = self.records[volume]
         delay = self._delay() * (1 if self.world.rng.random() < 0.8 else 100)
+        delay = min(delay, WATCH_S_MAX)
         self.world.after(delay, self._tell, process, volume, record, version)
 
     def _tell(
