@@ -13,6 +13,7 @@ from plugins.transport_nvmeof.tests.test_pdu import split
 from holdfast.messages import Reply, RequestFlag, RequestKind
 from holdfast.units import KIB, MIB
 from holdfast_transport_nvmeof.commands import AD, DEAC, DSM_RANGE, FUA, Command, IoOpcode, SglType
+from holdfast_transport_nvmeof.io_commands import IoCommands
 from holdfast_transport_nvmeof.namespace import AnaState
 from holdfast_transport_nvmeof.pdu import (
     DATA,
@@ -295,17 +296,50 @@ def test_more_commands_than_entries_end_the_connection() -> None:
         cdw15=st.just(0),
     ),
     data=st.sampled_from([b"", b"d" * 16, b"d" * 512, bytes(1024)]),
+    digests=st.integers(0, 3),
+    flow_control=st.booleans(),
 )
 def test_no_command_makes_the_queue_ask_for_what_a_volume_does_not_have(
-    sqe: Command, data: bytes
+    *, sqe: Command, data: bytes, digests: int, flow_control: bool
 ) -> None:
-    target = Target()
+    target = Target(digests=digests, flow_control=flow_control)
     framing = target.queue.wire.framing
-    target.feed(joined(framing.pdu(PduType.CAPSULE_CMD, 0, sqe.pack(), data)))
+    raw = joined(framing.pdu(PduType.CAPSULE_CMD, 0, sqe.pack(), data))
+    target.feed(raw)
     for request in target.asked:
         assert request.offset + request.length <= SIZE
         assert request.length % 512 == 0
-    assert len(answers(target)) <= 1 or target.asked
+    output = joined(target.queue.take_output())
+    assert len(split(output)) <= 2 or target.asked
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(IoCommands, "take_run", lambda _self, _view, position, _end: position)
+        slow = Target(digests=digests, flow_control=flow_control)
+        slow.feed(raw)
+    assert joined(slow.queue.take_output()) == output, "in a run or alone, it is all the same"
+    assert slow.asked == target.asked
+
+
+@pytest.mark.parametrize("digests", [0, 3])
+@pytest.mark.parametrize("cut", [1, 100, 8192])
+def test_a_run_of_commands_is_taken_wherever_it_is_cut(digests: int, cut: int) -> None:
+    target = Target(digests=digests)
+    block, raw = bytes(range(256)) * 2, b""
+    for cid in range(0, 30, 3):
+        raw += capsule(target, command(IoOpcode.WRITE, cid, lba=cid), block)
+        raw += capsule(target, command(IoOpcode.FLUSH, cid + 1))
+        raw += capsule(target, command(IoOpcode.READ, cid + 2, lba=cid))
+    for start in range(0, len(raw), cut):
+        target.feed(raw[start : start + cut])
+    kinds = [request.kind for request in target.asked]
+    assert kinds == [RequestKind.WRITE, RequestKind.FLUSH, RequestKind.READ] * 10
+    got = answers(target)
+    assert [pdu[0] for pdu in got] == [
+        PduType.CAPSULE_RESP,
+        PduType.CAPSULE_RESP,
+        PduType.C2H_DATA,
+    ] * 10
+    assert all(block in pdu for pdu in got[2::3])
+    assert target.queue.wire.commands_taken == 31, "Connect is one, too"
 
 
 def test_a_read_with_fua_is_flushed_first() -> None:

@@ -85,7 +85,7 @@ class Connection(asyncio.BufferedProtocol):
         queue, io = self.queue, self.queue.io
         return {
             "connections": 1,
-            "commands": queue.commands_taken,
+            "commands": queue.wire.commands_taken,
             "errors": queue.wire.errors_sent,
             "read_bytes": io.read_bytes if io is not None else 0,
             "written_bytes": io.written_bytes if io is not None else 0,
@@ -151,16 +151,16 @@ class Connection(asyncio.BufferedProtocol):
         self._is_processing = True
         try:
             while not self._is_clogged:
-                before = slab.start
                 slab.start = queue.parse(slab.view, slab.start, slab.end)
                 requests = queue.take_requests()
                 if requests:
                     self.owner.on_requests(self, requests)
                 self.flush()
+                if queue.question is None:
+                    break
+                self._steer_reading()
+                self.owner.on_question(self)
                 if queue.question is not None:
-                    self._steer_reading()
-                    self.owner.on_question(self)
-                if slab.start == before or queue.question is not None:
                     break
         except PduError as error:
             self._terminate(error.message)

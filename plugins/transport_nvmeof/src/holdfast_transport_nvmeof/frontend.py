@@ -187,9 +187,7 @@ class NvmeTcpFrontend:
         controller = connection.controller
         assert controller is not None
         assert controller.namespace is not None
-        name = volume_of(controller.facts.subsystem)
-        assert name is not None
-        self._subsystems[name].submit(connection, requests)
+        self._subsystems[controller.namespace.name].submit(connection, requests)
 
     def on_disconnected(self, connection: Connection) -> None:
         """Count what the connection did; with an admin queue its whole controller goes."""

@@ -9,6 +9,7 @@ Source: NVM Command Set Specification 1.0, section 3.2; TCP Transport Specificat
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
 
@@ -31,16 +32,15 @@ from holdfast_transport_nvmeof.identify import TRANSFER_BYTES_MAX
 from holdfast_transport_nvmeof.judging import CHANGING, judge, judge_transfer
 from holdfast_transport_nvmeof.namespace import NSID, Namespace
 from holdfast_transport_nvmeof.pdu import (
-    COMMON,
-    DATA,
+    HEADER_BYTES,
+    SQE_BYTES,
     FatalErrorStatus,
-    Offset,
     Pdu,
     PduError,
-    PduFlag,
 )
 from holdfast_transport_nvmeof.status import Status, status_of_errno
-from holdfast_transport_nvmeof.wire import Wire
+from holdfast_transport_nvmeof.transfers import DAMAGED, Transfers
+from holdfast_transport_nvmeof.wire import SUCCESS, SUCCESS_HEAD, Wire
 
 _ID_SHIFT = 32
 """A request id: queue number, part of a command (16 bits), CID (16 bits)."""
@@ -48,8 +48,14 @@ _PART_SHIFT = 16
 _PARTS_AT_ONCE = 8
 _READ, _WRITE = int(IoOpcode.READ), int(IoOpcode.WRITE)
 _KIND_READ, _KIND_WRITE = int(RequestKind.READ), int(RequestKind.WRITE)
-_SGL_TRANSPORT, _SGL_CAPSULE = int(SglType.TRANSPORT_DATA_BLOCK), int(SglType.DATA_BLOCK_OFFSET)
+_SGL_CAPSULE = int(SglType.DATA_BLOCK_OFFSET)
 _new = tuple.__new__
+_PLAIN = struct.Struct("<IIHHI16xQIIQI12x")
+"""Type to PDO, PLEN, opcode and flags, CID, NSID, SGL address, length and type, LBA, CDW12."""
+_CAPSULE_BYTES = _PLAIN.size
+_PLAIN_READ, _PLAIN_WRITE = (PSDT_SGL << 8 | opcode for opcode in (_READ, _WRITE))
+_PLAIN_TRANSPORT, _PLAIN_CAPSULE = SglType.TRANSPORT_DATA_BLOCK << 24, _SGL_CAPSULE << 24
+assert _CAPSULE_BYTES == HEADER_BYTES + SQE_BYTES
 
 
 @attrs.frozen
@@ -61,17 +67,6 @@ class QueueLimits:
     """MAXH2CDATA: data of one H2CData PDU."""
     inflight_bytes_max: int
     """Reads and announced writes of more bytes than this wait, but one always goes."""
-
-
-@attrs.define
-class _Transfer:
-    """A command whose data was asked for by R2T."""
-
-    command: Command
-    length: int
-    received: int = 0
-    buffer: bytearray | None = None
-    """None while nothing came: data that comes in one PDU is not copied."""
 
 
 @attrs.define
@@ -107,17 +102,20 @@ class IoCommands:
     reads: int = 0
     writes: int = 0
     _base: int = attrs.field(init=False)
-    _pending: dict[int, _Entry] = attrs.field(factory=dict)
-    """By request id without a part: every command that was taken and not answered."""
+    _plain: tuple[int, int, int, bool] = attrs.field(init=False)
+    """`Framing.plain_heads` of this queue."""
+    _pending: dict[int, int | _Entry] = attrs.field(factory=dict)
+    """By request id without a part: every command that was taken and not answered.
+    Of a plain read its bytes, of a plain write its bytes below 0."""
     _inflight_bytes: int = 0
     _deferred: deque[Command] = attrs.field(factory=deque)
     """Commands that wait for `_inflight_bytes` to fall."""
-    _transfers: dict[int, _Transfer] = attrs.field(factory=dict)
-    """By transfer tag, which is the CID: a command has one R2T at most."""
+    _transfers: Transfers = attrs.field(factory=Transfers)
 
     def __attrs_post_init__(self) -> None:
         """Begin the ids of this queue."""
         self._base = self.number << _ID_SHIFT
+        self._plain = self.wire.framing.plain_heads()
 
     @staticmethod
     def number_of(request_id: int) -> int:
@@ -129,45 +127,82 @@ class IoCommands:
         """Whether every command was answered."""
         return not self._pending
 
+    def take_run(self, view: memoryview, position: int, end: int) -> int:
+        """Take plain reads and writes in `view[position:end]`, up to the first PDU that is anything else.
+
+        Returns where that begins. What is unusual, wrong, or not there in full is left to `take`.
+        """
+        space, requests, pending = self.namespace, self.requests, self._pending
+        if not space.is_plain or not self.controller.is_ready:
+            return position
+        read_head, write_head, extra, has_digests = self._plain
+        unpack, base, size_bytes = _PLAIN.unpack_from, self._base, space.size_bytes
+        is_intact = self.wire.framing.is_intact
+        before, room = len(requests), self.wire.entries - len(pending)
+        in_capsule_max = self.limits.in_capsule_bytes if space.is_writable else 0
+        inflight, inflight_max = self._inflight_bytes, self.limits.inflight_bytes_max
+        while end - position >= _CAPSULE_BYTES and room > 0:
+            head, plen, opcode, cid, nsid, address, length, sgl, lba, cdw12 = unpack(view, position)
+            number, offset, following = base | cid, lba * SECTOR_BYTES, position + plen
+            if (
+                nsid != NSID
+                or length != ((cdw12 & 0xFFFF) + 1) * SECTOR_BYTES
+                or offset + length > size_bytes
+                or number in pending
+                or following > end
+            ):
+                break
+            request: tuple[int, int, int, int, int, Payload]
+            if opcode == _PLAIN_READ:
+                if (
+                    head != read_head
+                    or plen != _CAPSULE_BYTES + extra
+                    or sgl != _PLAIN_TRANSPORT
+                    or cdw12 & FUA
+                    or length > TRANSFER_BYTES_MAX
+                    or inflight >= inflight_max
+                    or (has_digests and not is_intact(view, position, plen, 0))
+                ):
+                    break
+                request = (number, _KIND_READ, 0, offset, length, b"")
+                pending[number] = length
+            else:
+                if (
+                    opcode != _PLAIN_WRITE
+                    or head != write_head
+                    or sgl != _PLAIN_CAPSULE
+                    or address
+                    or length > in_capsule_max
+                    or (plen != _CAPSULE_BYTES + length and not has_digests)
+                    or (has_digests and not is_intact(view, position, plen, length))
+                ):
+                    break
+                begin = position + _CAPSULE_BYTES + extra
+                data = view[begin : begin + length]
+                request = (number, _KIND_WRITE, 1 if cdw12 & FUA else 0, offset, length, data)
+                pending[number] = -length
+            requests.append(_new(Request, request))
+            inflight += length
+            room -= 1
+            position = following
+        self._inflight_bytes = inflight
+        self.wire.on_commands(len(requests) - before)
+        return position
+
     def take(self, command: Command, view: memoryview, pdu: Pdu) -> None:
-        """Take one command; a plain read or write all at once.
+        """Take one command of any kind.
 
         Raises:
             PduError: The host has more commands outstanding than its queue has entries.
         """
-        opcode, flags, cid, nsid, _, _, address, length, sgl, low, high, cdw12 = command[:12]
-        number = self._base | cid
-        pending = self._pending
-        if number in pending:
-            self.wire.complete(cid, Status.COMMAND_ID_CONFLICT)
-            return
-        if len(pending) >= self.wire.entries:
+        if self._base | command.cid in self._pending:
+            self.wire.complete(command.cid, Status.COMMAND_ID_CONFLICT)
+        elif len(self._pending) >= self.wire.entries:
             raise PduError(
                 f"More than {self.wire.entries} commands are outstanding.",
                 FatalErrorStatus.PDU_SEQUENCE_ERROR,
             )
-        space = self.namespace
-        if flags == PSDT_SGL and nsid == NSID and pdu[6] and space.is_plain:
-            lba, blocks = low | high << 32, (cdw12 & 0xFFFF) + 1
-            offset = lba * SECTOR_BYTES
-            if length == blocks * SECTOR_BYTES and offset + length <= space.size_bytes:
-                if opcode == _READ and sgl == _SGL_TRANSPORT and length <= TRANSFER_BYTES_MAX:
-                    if not cdw12 & FUA and self._inflight_bytes < self.limits.inflight_bytes_max:
-                        self._inflight_bytes += length
-                        pending[number] = (_READ, length, None)
-                        read = (number, _KIND_READ, 0, offset, length, b"")
-                        self.requests.append(_new(Request, read))
-                        return
-                elif opcode == _WRITE and sgl == _SGL_CAPSULE and not address:
-                    start, stop = pdu[3], pdu[4]
-                    if length == stop - start and space.is_writable:
-                        self._inflight_bytes += length
-                        pending[number] = (_WRITE, length, None)
-                        fua = 1 if cdw12 & FUA else 0
-                        write = (number, _KIND_WRITE, fua, offset, length, view[start:stop])
-                        self.requests.append(_new(Request, write))
-                        return
-        if pdu.is_data_intact:
+        elif pdu.is_data_intact:
             self._take_in_steps(command, view[pdu.data_start : pdu.data_end])
         else:
             self._end(command, Status.TRANSIENT_TRANSPORT_ERROR)
@@ -200,7 +235,7 @@ class IoCommands:
         length = judge_transfer(command, self.namespace)[1]
         if length and command.opcode != _READ:
             self._inflight_bytes += length
-            self._transfers[command.cid] = _Transfer(command, length)
+            self._transfers.begin(command, length)
             self.wire.ask_for_data(command.cid, length)
         else:
             self._run(command, b"")
@@ -220,38 +255,10 @@ class IoCommands:
 
     def take_data(self, view: memoryview, pdu: Pdu) -> None:
         """Take a piece of the data that an R2T has asked for."""
-        cid, tag, offset, length = DATA.unpack_from(view, pdu.start + COMMON.size)
-        transfer = self._transfers.get(tag)
-        bad = FatalErrorStatus.INVALID_PDU_HEADER_FIELD
-        if transfer is None:
-            raise PduError(f"H2CData came with TTAG {tag}.", bad, Offset.TTAG)
-        if cid != transfer.command.cid:
-            raise PduError(f"H2CData came with CCCID {cid}.", bad, Offset.CCCID)
-        if length != pdu.data_end - pdu.data_start:
-            raise PduError(f"H2CData came with DATAL {length}.", bad, Offset.DATAL)
-        stop = offset + length
-        if offset != transfer.received or stop > transfer.length:
-            raise PduError(
-                f"H2CData came with DATAO {offset}.",
-                FatalErrorStatus.DATA_TRANSFER_OUT_OF_RANGE,
-                Offset.DATAO,
-            )
-        if bool(pdu.flags & PduFlag.LAST_PDU) != (stop == transfer.length):
-            raise PduError("H2CData has LAST_PDU where it is not last.", bad, Offset.FLAGS)
-        data: Payload = view[pdu.data_start : pdu.data_end]
-        if not pdu.is_data_intact:
-            # The command fails when its data is through; until then the rest still comes.
-            transfer.command = transfer.command._replace(opcode=-1)
-        transfer.received = stop
-        if length < transfer.length:
-            if transfer.buffer is None:
-                transfer.buffer = bytearray(transfer.length)
-            transfer.buffer[offset:stop] = data
-            data = transfer.buffer
-        if stop == transfer.length:
-            del self._transfers[tag]
-            self._inflight_bytes -= transfer.length
-            self._run(transfer.command, data)
+        whole = self._transfers.take(view, pdu)
+        if whole is not None:
+            self._inflight_bytes -= whole.length
+            self._run(whole.command, whole.data)
             self._begin_deferred()
 
     def _run(self, command: Command, data: Payload) -> None:
@@ -261,7 +268,7 @@ class IoCommands:
         length = ((command.cdw12 & 0xFFFF) + 1) * SECTOR_BYTES
         fua = RequestFlag.FUA if command.cdw12 & FUA else RequestFlag.NONE
         opcode = command.opcode
-        if opcode == -1:
+        if opcode == DAMAGED:
             self._end(command, Status.TRANSIENT_TRANSPORT_ERROR)
         elif fua and opcode in {IoOpcode.READ, IoOpcode.COMPARE}:
             # What is returned must be on stable storage: flushed first, everywhere.
@@ -295,7 +302,11 @@ class IoCommands:
         *,
         extra: bytes | tuple[Command, Payload] | None = None,
     ) -> None:
-        self._pending[number] = (command.opcode, inflight, extra)
+        opcode = command.opcode
+        if extra is None and opcode in {IoOpcode.READ, IoOpcode.WRITE}:
+            self._pending[number] = inflight if opcode == _READ else -inflight
+        else:
+            self._pending[number] = (opcode, inflight, extra)
         self._inflight_bytes += inflight
         self.requests.append(Request(number, *request, data))
 
@@ -347,51 +358,72 @@ class IoCommands:
             replies: Of the volume's session.
             status: What those with an errno are answered with, if not by their errno.
         """
-        pop = self._pending.pop
+        pop, wire = self._pending.pop, self.wire
+        is_bare, sqhd_qid, output = wire.is_bare, wire.sqhd | wire.qid << 16, wire.output
+        inflight = read_bytes = reads = writes = 0
         for number, error, data in replies:
             entry = pop(number, None)
-            if entry is None:
-                self._answer_part(number, error, status)
-                continue
-            opcode, inflight, extra = entry
-            self._inflight_bytes -= inflight
-            cid = number & 0xFFFF
-            if error:
-                self._fail_io(cid, opcode, error, status)
-            elif type(extra) is tuple:
-                self._run(*extra)
-            elif opcode == _READ:
-                assert len(data) == inflight, "a read is answered with what it asked for"
-                self.read_bytes += inflight
-                self.reads += 1
-                self.wire.send_data(cid, data)
+            if error or type(entry) is not int:
+                self._answer_rare(number, error, data, entry, status)
+            elif entry < 0:
+                writes += 1
+                inflight -= entry
+                if is_bare:
+                    output.append(SUCCESS.pack(SUCCESS_HEAD, 0, sqhd_qid, number & 0xFFFF))
+                else:
+                    wire.complete(number & 0xFFFF)
             else:
-                if opcode == _WRITE:
-                    self.written_bytes += inflight
-                    self.writes += 1
-                elif extra is not None and bytes(data) != extra:
-                    self._fail_io(cid, opcode, 0, Status.COMPARE_FAILURE)
-                    continue
-                self.wire.succeed(cid)
+                assert len(data) == entry, "a read is answered with what it asked for"
+                reads += 1
+                read_bytes += entry
+                wire.send_data(number & 0xFFFF, data)
+        self._inflight_bytes -= inflight + read_bytes
+        self.read_bytes += read_bytes
+        self.written_bytes += inflight
+        self.reads += reads
+        self.writes += writes
         if self._deferred:
             self._begin_deferred()
+
+    def _answer_rare(
+        self, number: int, error: int, data: Payload, entry: int | _Entry | None, status: int | None
+    ) -> None:
+        """Answer what failed, what has parts, and what was not a plain read or write."""
+        if entry is None:
+            self._answer_part(number, error, status)
+            return
+        if isinstance(entry, int):
+            entry = (_READ, entry, None) if entry > 0 else (_WRITE, -entry, None)
+        opcode, inflight, extra = entry
+        self._inflight_bytes -= inflight
+        cid = number & 0xFFFF
+        if error:
+            self._fail_io(cid, opcode, error, status)
+        elif type(extra) is tuple:
+            self._run(*extra)
+        elif extra is not None and bytes(data) != extra:
+            self._fail_io(cid, opcode, 0, Status.COMPARE_FAILURE)
+        else:
+            self.wire.complete(cid)
 
     def _answer_part(self, part_id: int, error: int, status: int | None) -> None:
         cid = part_id & 0xFFFF
         number = self._base | cid
         entry = self._pending.get(number)
-        if entry is None or not isinstance(entry[2], _Parts):
+        if not isinstance(entry, tuple):
             return
-        parts = entry[2]
+        opcode, _, parts = entry
+        if not isinstance(parts, _Parts):
+            return
         parts.open -= 1
         parts.error = parts.error or error
         self._ask_parts(number, parts)
         if not parts.open:
             del self._pending[number]
             if parts.error:
-                self._fail_io(cid, entry[0], parts.error, status)
+                self._fail_io(cid, opcode, parts.error, status)
             else:
-                self.wire.succeed(cid)
+                self.wire.complete(cid)
 
     def _fail_io(self, cid: int, opcode: int, error: int, status: int | None) -> None:
         if status is None:

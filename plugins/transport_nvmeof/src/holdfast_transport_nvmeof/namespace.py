@@ -60,6 +60,12 @@ class Namespace:
     """How often `ana` has changed: the change count of the log page."""
     reservations: Reservations | None = None
     """None when reservations are not offered."""
+    name: str = attrs.field(init=False)
+    """The volume's name."""
+
+    def __attrs_post_init__(self) -> None:
+        """Take the name from the NQN."""
+        self.name = volume_of(self.nqn) or ""
 
     @classmethod
     def of(cls, spec: VolumeSpec) -> Namespace:

@@ -240,6 +240,33 @@ class Framing:
             return head
         return head + self.alignment_in + limit + 4 * self.data_digest
 
+    def plain_heads(self) -> tuple[int, int, int, bool]:
+        """Return how capsules of commands begin that are as they are usually sent.
+
+        The first four bytes as a number of one without and of one with data, the bytes of a header
+        digest, and whether there is any digest.
+        """
+        extra = 4 * self.header_digest
+        head = _CAPSULE | self.header_digest << 8 | _CAPSULE_HLEN << 16
+        with_data = head | PduFlag.DDGSTF * self.data_digest << 8 | _CAPSULE_HLEN + extra << 24
+        return head, with_data, extra, self.header_digest or self.data_digest
+
+    def is_intact(self, view: memoryview, position: int, plen: int, length: int) -> bool:
+        """Return whether such a capsule has right digests, and room for just `length` bytes of data."""
+        start = position + _CAPSULE_HLEN
+        if self.header_digest:
+            if plen < _CAPSULE_HLEN + 4:
+                return False
+            if crc32c(view[position:start]) != DIGEST.unpack_from(view, start)[0]:
+                return False
+            start += 4
+        stop = start + length
+        if not length or not self.data_digest:
+            return stop == position + plen
+        if stop + 4 != position + plen:
+            return False
+        return bool(crc32c(view[start:stop]) == DIGEST.unpack_from(view, stop)[0])
+
     # --- writing ---------------------------------------------------------------------------
 
     def pdu(self, kind: PduType, flags: int, fields: bytes, data: Payload = b"") -> list[Payload]:

@@ -77,7 +77,6 @@ class TargetQueue:
     io: IoCommands | None = None
     """None for an admin queue, and before Connect."""
     wire: Wire = attrs.field(factory=lambda: Wire(Framing({PduType.IC_REQ: 0})))
-    commands_taken: int = 0
     close_reason: str = ""
     """Why the host gave up, when it did."""
     _cid: int = 0
@@ -115,8 +114,11 @@ class TargetQueue:
             PduError: The host broke the protocol. The termination request is in the output; send it,
                 take nothing more, and close once the host has.
         """
+        io = self.io
         try:
             while self.question is None and self.phase is not Phase.CLOSED:
+                if io is not None:
+                    position = io.take_run(view, position, end)
                 pdu = self.wire.framing.take(view, position, end)
                 if pdu is None:
                     break
@@ -124,8 +126,8 @@ class TargetQueue:
                 if kind == _CAPSULE:
                     self._on_capsule(view, pdu)
                 elif kind == _H2C:
-                    assert self.io is not None, "only I/O queues have a limit for H2CData"
-                    self.io.take_data(view, pdu)
+                    assert io is not None, "only I/O queues have a limit for H2CData"
+                    io.take_data(view, pdu)
                 elif kind == PduType.IC_REQ:
                     self._on_ic_request(view, pdu)
                 else:
@@ -173,8 +175,7 @@ class TargetQueue:
 
     def _on_capsule(self, view: memoryview, pdu: Pdu) -> None:
         command = _new(Command, SQE.unpack_from(view, pdu[2] + 8))
-        self.commands_taken += 1
-        self.wire.on_command()
+        self.wire.on_commands(1)
         io = self.io
         if io is not None and command[0] != IoOpcode.FABRICS:
             io.take(command, view, pdu)
@@ -222,10 +223,7 @@ class TargetQueue:
         self.question = None
         self.controller = controller
         self.phase = Phase.LIVE
-        wire.qid, wire.entries = question.qid, question.entries
-        wire.has_flow_control = question.sq_flow_control
-        wire.sqhd = 0
-        wire.on_command()
+        wire.begin(question.qid, question.entries, has_flow_control=question.sq_flow_control)
         if question.qid:
             assert controller.namespace is not None
             self.io = IoCommands(number, self.limits, wire, controller, controller.namespace)

@@ -16,10 +16,14 @@ from holdfast.messages import Payload
 from holdfast_transport_nvmeof.pdu import DATA, RESPONSE, Framing, PduFlag, PduType
 from holdfast_transport_nvmeof.status import field_of
 
-_FAST_RESPONSE = struct.Struct("<BBBBIIIHHHH")
-_FAST_DATA = struct.Struct("<BBBBIHHII4x")
-_FAST_DATA_BYTES = _FAST_DATA.size
-assert (_FAST_RESPONSE.size, _FAST_DATA_BYTES) == (24, 24)
+SUCCESS = struct.Struct("<QQII")
+"""A completion of nothing but success: common header, dwords 0 and 1, SQHD and SQID, CID and status."""
+SUCCESS_HEAD = PduType.CAPSULE_RESP | 24 << 16 | 24 << 32
+_DATA = struct.Struct("<IIIIII")
+"""Type to PDO, PLEN, CCCID, offset, length, reserved."""
+_DATA_HEAD = PduType.C2H_DATA | 24 << 16 | 24 << 24
+_LAST, _LAST_WITH_SUCCESS = int(PduFlag.LAST_PDU), int(PduFlag.LAST_PDU | PduFlag.SUCCESS)
+assert (SUCCESS.size, _DATA.size) == (24, 24)
 
 
 @attrs.define(eq=False)
@@ -37,18 +41,23 @@ class Wire:
     sqhd: int = 0
     errors_sent: int = 0
 
-    def on_command(self) -> None:
-        """Count a command that was taken out of the submission queue."""
-        if self.has_flow_control:
-            self.sqhd = (self.sqhd + 1) % self.entries
+    is_bare: bool = False
+    """Whether PDUs are sent without digests and padding."""
+    commands_taken: int = 0
 
-    def succeed(self, cid: int) -> None:
-        """Send a completion that says nothing but success."""
-        if self.framing.header_digest:
-            self.complete(cid)
-        else:
-            response = (5, 0, 24, 0, 24, 0, 0, self.sqhd, self.qid, cid, 0)
-            self.output.append(_FAST_RESPONSE.pack(*response))
+    def begin(self, qid: int, entries: int, *, has_flow_control: bool) -> None:
+        """Become the queue that a Connect has asked for; that was its first command."""
+        framing = self.framing
+        self.qid, self.entries, self.has_flow_control = qid, entries, has_flow_control
+        self.sqhd = int(has_flow_control)
+        self.is_bare = not framing.header_digest and not framing.data_digest
+        self.is_bare &= framing.alignment_out <= 8
+
+    def on_commands(self, count: int) -> None:
+        """Count commands that were taken out of the submission queue."""
+        self.commands_taken += count
+        if self.has_flow_control:
+            self.sqhd = (self.sqhd + count) % self.entries
 
     def complete(self, cid: int, status: int = 0, dw0: int = 0, dw1: int = 0) -> None:
         """Send a completion; `status` is a `Status` or `ConnectStatus`."""
@@ -59,14 +68,14 @@ class Wire:
 
     def send_data(self, cid: int, data: Payload) -> None:
         """Send what a command reads, with success in the same PDU where the host allows that."""
-        framing, length = self.framing, len(data)
-        flags = PduFlag.LAST_PDU if self.has_flow_control else PduFlag.LAST_PDU | PduFlag.SUCCESS
-        if framing.header_digest or framing.data_digest or framing.alignment_out > 8:
-            fields = DATA.pack(cid, 0, 0, length)
-            self.output += framing.pdu(PduType.C2H_DATA, flags, fields, data)
+        length = len(data)
+        flags = _LAST if self.has_flow_control else _LAST_WITH_SUCCESS
+        if self.is_bare:
+            head = _DATA.pack(_DATA_HEAD | flags << 8, 24 + length, cid, 0, length, 0)
+            self.output += (head, data)
         else:
-            head = (7, flags, 24, 24, 24 + length, cid, 0, 0, length)
-            self.output += (_FAST_DATA.pack(*head), data)
+            fields = DATA.pack(cid, 0, 0, length)
+            self.output += self.framing.pdu(PduType.C2H_DATA, flags, fields, data)
         if self.has_flow_control:
             self.complete(cid)
 
