@@ -62,6 +62,17 @@ def test_there_is_a_ceiling_also_where_nobody_writes() -> None:
     assert 18 * MIB < rate < 22 * MIB
 
 
+def test_a_low_ceiling_is_reached_by_who_asks_no_earlier_than_told() -> None:
+    pace, now, sent = Pace(PaceLimits(ceiling=2.0 * MIB)), 100.0, 0
+    while now < 160.0:
+        if (ready_at := pace.ready_at(now)) > now:
+            now = ready_at
+            continue
+        pace.sent(now, MIB)
+        sent += MIB
+    assert 118 * MIB < sent < 124 * MIB
+
+
 def test_without_writes_nothing_is_waited_for() -> None:
     pace = settled(0.001)
     now = 100.0 + 2 * FOREGROUND_S

@@ -116,7 +116,8 @@ class Pace:
         if rate == float("inf"):
             self._credit = 0.0
             return now
-        earned = rate * min(now - self._credited_at, _BURST_S)
+        # A debt is paid by all the time since; only what is saved up is bounded.
+        earned = rate * (now - self._credited_at)
         self._credited_at = now
         self._credit = min(self._credit + earned, rate * _BURST_S)
         return now if self._credit >= 0 else now - self._credit / rate
