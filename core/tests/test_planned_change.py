@@ -11,7 +11,7 @@ from holdfast.model import CopyState, GroupRecord, Member, NodeRecord, VolumeSpe
 from holdfast.node.draining import drain_plan, refuse_to_lower
 from holdfast.node.service import Json
 from holdfast.sync import events as ev
-from holdfast.sync.member import BUSY_TICK_S
+from holdfast.sync.context import BUSY_TICK_S
 from holdfast.sync.placement import place
 from holdfast.units import BLOCK_BYTES, GIB, CopyId, Epoch, NodeName, VolumeId
 

@@ -46,7 +46,9 @@ def test_a_candidate_promises_nothing_at_the_epoch_that_it_has_only_read_of() ->
     member, old = member_of(group, replica), member_of(group, primary).primary
     assert old is not None
     group.world.store.slow_s = 4.0
-    group.until(lambda: member.role is Role.CANDIDATE and member.wanted is not None, "candidate")
+    group.until(
+        lambda: member.role is Role.CANDIDATE and member.asking.wanted is not None, "candidate"
+    )
     assert member.ctx.epoch < member.ctx.record.epoch
     mend(group, primary, replica)
     for _ in range(20):

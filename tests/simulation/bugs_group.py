@@ -9,6 +9,8 @@ from tests.simulation.planting import Patch, bug
 
 from holdfast.model import CopyState
 from holdfast.sync import growth, membership, opening
+from holdfast.sync.asking import Answer, Asking
+from holdfast.sync.candidacy import Candidacy
 from holdfast.sync.delta import SyncJob
 from holdfast.sync.disk import DiskQueue
 from holdfast.sync.events import CasDone
@@ -36,10 +38,10 @@ def promote_syncing(patch: Patch) -> None:
             return record
         return record.with_member(attrs.evolve(mine, state=CopyState.IN_SYNC))
 
-    def asked(self: GroupMember) -> bool:
+    def asked(self: Candidacy) -> bool:
         return membership.may_promote(self.ctx.record, self.ctx.copy)
 
-    patch(GroupMember, "_may_promote", asked)
+    patch(Candidacy, "may_promote", asked)
     patch(membership, "may_promote", lambda record, me: may(whole(record, me), me))
     patch(membership, "promote", lambda record, me, wall: promote(whole(record, me), me, wall))
 
@@ -70,37 +72,37 @@ def trust_after_power_loss(patch: Patch) -> None:
 def impatient_replica(patch: Patch) -> None:
     """Take over while the primary still holds a lease."""
 
-    def stand_at(self: GroupMember) -> float:
+    def stand_at(self: Candidacy) -> float:
         heard = max(self.ctx.peers.heard_at(self.ctx.record.volume), self.replica.heard_since)
         return heard + 0.6
 
-    patch(GroupMember, "_stand_at", stand_at)
+    patch(Candidacy, "stand_at", stand_at)
 
 
 @bug()
 def unsure_is_won(patch: Patch) -> None:
     """Take a compare-and-set of unknown outcome for one that took place."""
-    original = GroupMember._on_cas_done
+    original = Asking.on_done
 
-    def on_cas_done(self: GroupMember, event: CasDone, now: Any, out: Any) -> None:
+    def on_done(self: Asking, event: CasDone, out: Any) -> Answer | None:
         if event.outcome == "unknown":
             event = attrs.evolve(event, outcome="ok", version=self.ctx.version + 1)
-        original(self, event, now, out)
+        return original(self, event, out)
 
-    patch(GroupMember, "_on_cas_done", on_cas_done)
+    patch(Asking, "on_done", on_done)
 
 
 @bug()
 def conflict_is_won(patch: Patch) -> None:
     """Take a lost compare-and-set for one that took place."""
-    original = GroupMember._on_cas_done
+    original = Asking.on_done
 
-    def on_cas_done(self: GroupMember, event: CasDone, now: Any, out: Any) -> None:
+    def on_done(self: Asking, event: CasDone, out: Any) -> Answer | None:
         if event.outcome == "conflict":
             event = attrs.evolve(event, outcome="ok")
-        original(self, event, now, out)
+        return original(self, event, out)
 
-    patch(GroupMember, "_on_cas_done", on_cas_done)
+    patch(Asking, "on_done", on_done)
 
 
 @bug(

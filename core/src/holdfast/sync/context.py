@@ -46,6 +46,10 @@ def hash_of(data: bytes, spec: VolumeSpec) -> bytes:
     return chunk_hash(data, parse_key(spec.hash_key))
 
 
+BUSY_TICK_S = 0.05
+"""How soon a member looks again at what sends no event, while it waits for something."""
+IDLE_TICK_S = 0.5
+"""And while it waits for nothing."""
 _CHUNK_SHIFT = CHUNK_BYTES.bit_length() - 1
 MAP_TAG_BYTES = 8
 

@@ -90,7 +90,7 @@ class Departure:
         assert self.member.keeper is not None
         # Every acknowledgement may be the one that was waited for; consumers wait until it is seen.
         self.member.keeper.review = True
-        if now.mono - self._handover_since > STOP_PATIENCE_S and self.member.wanted is None:
+        if now.mono - self._handover_since > STOP_PATIENCE_S and self.member.asking.wanted is None:
             self._abandon(now, out)
 
     def desired(self, now: Instant) -> GroupRecord | None:

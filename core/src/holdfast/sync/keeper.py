@@ -30,7 +30,7 @@ from holdfast.messages import (
     SyncBegun,
 )
 from holdfast.model import CopyState, Member
-from holdfast.sync.context import Context
+from holdfast.sync.context import BUSY_TICK_S, IDLE_TICK_S, Context
 from holdfast.sync.delta import READ_CHUNKS_BUSY, READ_CHUNKS_MAX, SyncJob
 from holdfast.sync.events import Effect, HashDisk, Instant, LinkId, MapDisk, OpenLink, ReadRuns
 from holdfast.sync.growth import is_large_enough
@@ -48,6 +48,11 @@ from holdfast.sync.primary import PrimaryRole
 from holdfast.sync.verify import VerifyJob
 from holdfast.units import Sequence as Position
 from holdfast.units import format_size
+
+SYNC_TICK_S = 0.005
+"""While only the rate of a sync is to be waited for."""
+LEASE_TICK_S = 0.005
+"""While only a lease is missing, which comes beside the member's own events."""
 
 
 @define
@@ -128,6 +133,44 @@ class Keeper:
         leg.job = None
         if leg.read_token is not None:
             self._release_read(leg)
+
+    def try_serving(self, now: Instant, out: list[Effect]) -> None:
+        """R6: reconcile with every in-sync copy, then serve."""
+        primary, ctx = self.primary, self.ctx
+        in_sync = [leg for leg in primary.legs.values() if leg.in_sync]
+        if not ctx.epoch_is_durable or not ctx.disk.idle:
+            return
+        if any(leg.phase not in {Phase.READY, Phase.STREAMING} for leg in in_sync):
+            return
+        if not all(is_large_enough(ctx, leg) for leg in in_sync):
+            return
+        if any(leg.job is None and not leg.equal for leg in in_sync) or not primary.reconciling:
+            primary.reconcile_jobs(now)
+            for leg in in_sync:
+                self.drive(leg, now, out)
+        if all(leg.equal for leg in in_sync) and primary.lease_until() > now.mono:
+            primary.serving = True
+            ctx.disk.release_pins()
+            ctx.trust(out)
+            ctx.note("primary-serving", f"{ctx.node} serves as primary, epoch {ctx.epoch}.", out)
+            primary.advance(now, out)
+            self.review = True
+
+    def tick_after(self, now: Instant) -> float:
+        """Return after how many seconds the primary looks again at what sends no event."""
+        primary, legs = self.primary, self.primary.legs.values()
+        if self.verifying or self.mending.active:
+            return BUSY_TICK_S
+        if self.sync_at < now.mono + BUSY_TICK_S:
+            return max(SYNC_TICK_S, self.sync_at - now.mono)
+        if not primary.serving and all(leg.equal for leg in legs if leg.in_sync):
+            return LEASE_TICK_S
+        settled = primary.serving and primary.idle and primary.commit >= primary.told_commit
+        if settled and not any(
+            leg.joining or (leg.in_sync and leg.phase is not Phase.STREAMING) for leg in legs
+        ):
+            return IDLE_TICK_S
+        return BUSY_TICK_S
 
     # -- links -------------------------------------------------------------------------------------
 

@@ -5,15 +5,15 @@
        └───────────────────────────────────┴──────────── deposed, handed over ─┘
 
 A member is stepped by its pump with one event at a time and returns what is to be done. The roles
-(`replica.py`, `primary.py` with `keeper.py` and `healing.py`) know their own work; this module knows
-the record, the compare-and-set under way, and who is who.
+(`replica.py`, `primary.py` with `keeper.py` and `healing.py`) know their own work, `asking.py` what the
+store was asked, `candidacy.py` when a replica may stand and `departure.py` what is planned; this module
+knows who is who, and what follows for that from an event or a record.
 """
 
 from __future__ import annotations
 
 import enum
 import errno
-from collections.abc import Sequence
 from typing import cast
 
 from attrs import define, field
@@ -29,8 +29,10 @@ from holdfast.messages import (
 from holdfast.model import CopyState, GroupRecord
 from holdfast.sync import events as ev
 from holdfast.sync import growth, membership
+from holdfast.sync.asking import Answer, Asking
 from holdfast.sync.attachments import Attachments
-from holdfast.sync.context import Context
+from holdfast.sync.candidacy import Candidacy
+from holdfast.sync.context import BUSY_TICK_S, IDLE_TICK_S, Context
 from holdfast.sync.departure import Departure
 from holdfast.sync.events import Effect, Event, Instant, LinkId
 from holdfast.sync.healing import Healing, PolicyOf
@@ -41,14 +43,6 @@ from holdfast.sync.primary import PrimaryRole
 from holdfast.sync.replica import ReplicaRole
 from holdfast.sync.verify import VerifyJob
 
-BUSY_TICK_S = 0.05
-IDLE_TICK_S = 0.5
-SYNC_TICK_S = 0.005
-"""While only the rate of a sync is to be waited for."""
-LEASE_TICK_S = 0.005
-"""While only a lease is missing, which comes beside the member's own events."""
-HANDOVER_NEWS_S = 0.25
-"""How long a copy that the record names waits for its predecessor to tell it so on the stream."""
 _Read = ev.HashesDone | ev.ReadDone | ev.ReadFailed | ev.ReadsFailed | ev.RunsRead | ev.MapDone
 _READING = frozenset({RequestKind.READ, RequestKind.EXTENTS, RequestKind.FLUSH})
 
@@ -85,21 +79,16 @@ class GroupMember:
     healing: Healing | None = None
     failure: str = ""
     """Why the role is FAILED."""
-    wanted: GroupRecord | None = None
-    """The record of the compare-and-set under way."""
-    _notes: Sequence[ev.Note] = ()
-    """What is to be told when it has been won."""
-    _unsure: bool = False
-    """The outcome of the compare-and-set is unknown; the record is being read."""
-    _reading: bool = False
+    asking: Asking = field(init=False)
+    candidacy: Candidacy = field(init=False)
     departure: Departure = field(init=False)
-    _forced: bool = False
-    _retry_at: float = 0.0
     _next_tick: float = 0.0
 
     def __attrs_post_init__(self) -> None:
         """Begin as a replica; the first `Tick` decides whether that is right."""
         self.replica = ReplicaRole(self.ctx, heard_since=self.started_at)
+        self.asking = Asking(self.ctx)
+        self.candidacy = Candidacy(self.ctx, self.replica)
         self.departure = Departure(self)
 
     # -- the step ---------------------------------------------------------------------------------
@@ -157,7 +146,7 @@ class GroupMember:
                 else:
                     self.keeper.on_message(leg, message, now, out)
             if self.keeper.deposed_by:
-                self._read_record(out)
+                self.asking.read(out)
             primary.advance(now, out)
 
     def _on_requests(
@@ -191,9 +180,11 @@ class GroupMember:
                     growth.on_grown(ctx, self.primary, out)
                 self._on_progress(now, out)
             case ev.RecordSeen():
-                self._on_record_seen(event, now, out)
+                if self.keeper is not None and event.version >= ctx.version:
+                    self.keeper.deposed_by = 0
+                self._follow_record(self.asking.on_seen(event, out), now, out)
             case ev.CasDone():
-                self._on_cas_done(event, now, out)
+                self._follow_record(self.asking.on_done(event, out), now, out)
             case ev.SpecSeen():
                 ctx.spec = event.spec
                 if self.primary is not None:
@@ -226,7 +217,7 @@ class GroupMember:
                 self._on_disk_failed(event, out)
             case ev.Fenced():
                 if event.epoch > ctx.epoch:
-                    self._read_record(out)
+                    self.asking.read(out)
             case ev.Handover():
                 self.departure.hand_over(event, now)
             case ev.Evict():
@@ -241,8 +232,7 @@ class GroupMember:
             case ev.Verify():
                 self._on_verify(event, out)
             case ev.ForcePromote():
-                self._forced = True
-                self.replica.heard_since = float("-inf")
+                self.candidacy.force()
             case ev.Stop():
                 self.departure.begin_stop(event, now)
             case _:
@@ -300,22 +290,23 @@ class GroupMember:
         growth.tend(self.ctx, primary, now, out)
         keeper.tend(now, out)
         if keeper.deposed_by:
-            self._read_record(out)
+            self.asking.read(out)
         if not primary.serving:
-            self._try_serving(now, out)
+            keeper.try_serving(now, out)
         primary.advance(now, out)
         primary.release(now, out)
         primary.tell_commit(now, out)
         self.departure.advance(now, out)
-        if self.wanted is None and not self._reading and self.role is Role.PRIMARY:
+        if self.asking.is_idle and self.role is Role.PRIMARY:
             if primary.serving or any(leg.fault for leg in primary.legs.values()):
                 effects: list[Effect] = []
                 desired = self._desired(now, effects)
                 # What is told of a change is told once it has come to pass.
                 notes = [effect for effect in effects if isinstance(effect, ev.Note)]
                 out.extend(effect for effect in effects if not isinstance(effect, ev.Note))
-                if desired != self.ctx.record and now.mono >= self._retry_at:
-                    self._ask(desired, out, notes)
+                if desired != self.ctx.record:
+                    primary.count_on(desired)
+                    self.asking.change(desired, out, notes)
 
     def _desired(self, now: Instant, out: list[Effect]) -> GroupRecord:
         primary, healing = self.primary, self.healing
@@ -328,48 +319,22 @@ class GroupMember:
             return healing.drop_faulty(self.ctx.record, now)
         return healing.desired(now, out)
 
-    def _try_serving(self, now: Instant, out: list[Effect]) -> None:
-        """R6: reconcile with every in-sync copy, then serve."""
-        primary, ctx = self.primary, self.ctx
-        assert primary is not None
-        in_sync = [leg for leg in primary.legs.values() if leg.in_sync]
-        if not ctx.epoch_is_durable or not ctx.disk.idle:
-            return
-        if any(leg.phase not in {Phase.READY, Phase.STREAMING} for leg in in_sync):
-            return
-        if not all(growth.is_large_enough(ctx, leg) for leg in in_sync):
-            return
-        if any(leg.job is None and not leg.equal for leg in in_sync) or not primary.reconciling:
-            primary.reconcile_jobs(now)
-            assert self.keeper is not None
-            for leg in in_sync:
-                self.keeper.drive(leg, now, out)
-        if all(leg.equal for leg in in_sync) and primary.lease_until() > now.mono:
-            primary.serving = True
-            ctx.disk.release_pins()
-            ctx.trust(out)
-            ctx.note("primary-serving", f"{ctx.node} serves as primary, epoch {ctx.epoch}.", out)
-            primary.advance(now, out)
-            self._review()
-
     def _settle_replica(self, now: Instant, out: list[Effect]) -> None:
         ctx, replica = self.ctx, self.replica
         replica.on_progress(out)
         if self.departure.stopping:
             self.departure.leave(now, out)
             return
-        if self._reading or self.wanted is not None:
+        if not self.asking.is_idle:
             return
         mine = ctx.me
         if ctx.rebooted and ctx.counted_in and mine is not None and not mine.suspect:
             # Whenever the record counts it in, also when that was asked for before it lost power; but
             # not when it was synced since, and the store tells of that sooner than the primary.
             if ctx.record.epoch < ctx.epoch or not replica.on_joined(out):
-                self._ask(membership.mark_suspect(ctx.record, ctx.copy), out)
+                self.asking.change(membership.mark_suspect(ctx.record, ctx.copy), out)
                 return
-        if now.mono < self._retry_at:
-            return
-        if self.role is Role.REPLICA and self._should_stand(now):
+        if self.role is Role.REPLICA and self.candidacy.is_due(now):
             # From here on the old primary gets no promise and no acknowledgement from this copy.
             self.role = Role.CANDIDATE
             # Nor for the epoch that it stands against, though it may have only read of that one.
@@ -377,82 +342,18 @@ class GroupMember:
             if replica.link is not None:
                 out.append(ev.CloseLink(replica.link, "this copy stands for primary"))
                 replica.on_link_lost()
-            self._read_record(out)
-
-    def _should_stand(self, now: Instant) -> bool:
-        """R4 and R5: in sync by the record, and the primary silent for long enough."""
-        return self._may_promote() and now.mono >= self._stand_at()
-
-    def _may_promote(self) -> bool:
-        ctx = self.ctx
-        return ctx.counted_in and (self._forced or membership.may_promote(ctx.record, ctx.copy))
-
-    def _stand_at(self) -> float:
-        """Return when the primary has been silent for long enough; monotonic time."""
-        if self.ctx.record.primary == self.ctx.copy:
-            if self.replica.link is None:
-                # This very copy was primary; its old process is gone, it held the lock.
-                return float("-inf")
-            # A handover, heard of from the store first; the stream brings it without another epoch.
-            return self.replica.heard_since + HANDOVER_NEWS_S
-        timing = self.ctx.peers.timing
-        heard = max(self.ctx.peers.heard_at(self.ctx.record.volume), self.replica.heard_since)
-        return heard + timing.lease_s + timing.margin_s
+            self.asking.read(out)
 
     # -- the record --------------------------------------------------------------------------------
 
-    def _ask(self, record: GroupRecord, out: list[Effect], notes: Sequence[ev.Note] = ()) -> None:
-        self.wanted = record
-        self._notes = notes
-        if self.primary is not None:
-            self.primary.count_on(record)
-        out.append(ev.CompareAndSet(record, self.ctx.version))
-
-    def _read_record(self, out: list[Effect]) -> None:
-        if not self._reading:
-            self._reading = True
-            out.append(ev.ReadRecord())
-
-    def _on_cas_done(self, event: ev.CasDone, now: Instant, out: list[Effect]) -> None:
-        wanted = self.wanted
-        if wanted is None:
+    def _follow_record(self, answer: Answer | None, now: Instant, out: list[Effect]) -> None:
+        if answer is None:
             return
-        if event.outcome == "unknown":
-            self._unsure = True
-            self._read_record(out)
-            return
-        self.wanted = None
-        # A conflict with what was wanted is the same request, carried out when nobody could tell.
-        if event.outcome == "ok" or event.record == wanted:
-            self._on_won(wanted, event.version, now, out)
+        if answer.is_won:
+            assert answer.record is not None
+            self._on_won(answer.record, answer.version, now, out)
         else:
-            self._retry_at = now.mono
-            self._take_record(event.record, event.version, now, out)
-
-    def _on_record_seen(self, event: ev.RecordSeen, now: Instant, out: list[Effect]) -> None:
-        if event.version < self.ctx.version:
-            # A late watch; it never decides anything. Or a read that was overtaken: look again.
-            if self._reading:
-                out.append(ev.ReadRecord())
-            return
-        self._reading = False
-        if self.keeper is not None:
-            self.keeper.deposed_by = 0
-        wanted = self.wanted
-        if wanted is not None:
-            if not self._unsure:
-                return  # The answer to the compare-and-set says the same, and in its order.
-            self._unsure = False
-            if event.record is not None and event.version == self.ctx.version:
-                # Not carried out so far; but it may be on its way, and must not land when nobody
-                # reckons with it any more. The same is asked again until the store says.
-                out.append(ev.CompareAndSet(wanted, self.ctx.version))
-                return
-            self.wanted = None
-            if event.record == wanted:
-                self._on_won(wanted, event.version, now, out)
-                return
-        self._take_record(event.record, event.version, now, out)
+            self._take_record(answer.record, answer.version, now, out)
 
     def _on_won(self, record: GroupRecord, version: int, now: Instant, out: list[Effect]) -> None:
         """The record is what this member asked for."""
@@ -461,8 +362,7 @@ class GroupMember:
         if self.role is Role.FAILED:
             ctx.record, ctx.version = record, version
             return
-        out.extend(self._notes)
-        self._notes = ()
+        self.asking.tell(out)
         ctx.adopt(record, version, out)
         if self.primary is None:
             if record.primary == ctx.copy and record.epoch > before.epoch:
@@ -527,25 +427,18 @@ class GroupMember:
 
     def _stand(self, now: Instant, out: list[Effect]) -> None:
         """Ask for the group, by the record that was just read."""
-        ctx = self.ctx
-        promoted = membership.promote(ctx.record, ctx.copy, now.wall)
-        if promoted is None or not self._may_promote():
+        claim = self.candidacy.claim(now)
+        if claim is None:
             self._follow(now)
-            return
-        if ctx.record.primary == ctx.copy:
-            again = "begins to serve" if ctx.record.epoch == 1 else "takes its group up again"
-            sentence = f"{ctx.node} {again}."
         else:
-            silent = ctx.record.primary_member.node
-            sentence = f"{ctx.node} takes over from {silent}, which is silent."
-        self._ask(promoted, out, (ev.Note("promoted", sentence),))
+            promoted, note = claim
+            self.asking.change(promoted, out, (note,))
 
     def _follow(self, now: Instant) -> None:
         """Be a replica of whoever the record names."""
         ctx = self.ctx
         self.role = Role.REPLICA
         self.replica.heard_since = now.mono
-        self._retry_at = now.mono
         epoch = max(ctx.epoch, ctx.record.epoch)
         ctx.peers.follow(ctx.record.volume, epoch, ctx.record.primary_member.node)
 
@@ -564,7 +457,7 @@ class GroupMember:
 
     def _become_primary(self, now: Instant, out: list[Effect]) -> None:
         ctx = self.ctx
-        self.replica.promoted = self._forced = False
+        self.replica.promoted = self.candidacy.is_forced = False
         if self.replica.link is not None:
             out.append(ev.CloseLink(self.replica.link, "this copy is primary now"))
             self.replica.on_link_lost()
@@ -577,7 +470,7 @@ class GroupMember:
         self.keeper = Keeper(ctx, self.primary)
         self.healing = Healing(ctx, self.primary, self.policy_of)
         self.keeper.follow_record(now, out)
-        self._read_record(out)
+        self.asking.read(out)
 
     def _step_down(self, now: Instant, out: list[Effect], why: str) -> None:
         """Stop being primary; what was not acknowledged stays in the window for R6 and R8."""
@@ -632,7 +525,7 @@ class GroupMember:
             refusal = ctx.refused("stale-epoch", f"This copy knows epoch {ctx.epoch}.")
         elif hello.epoch == ctx.epoch and self.primary is not None:
             refusal = ctx.refused("not-replica", "This copy is the primary of that epoch.")
-        elif self.role is Role.CANDIDATE and self.wanted is not None:
+        elif self.role is Role.CANDIDATE and self.asking.wanted is not None:
             refusal = ctx.refused(
                 "busy", "This copy has asked for the group and awaits the answer."
             )
@@ -642,7 +535,7 @@ class GroupMember:
             out.append(ev.Send(event.link, (refusal,)))
             out.append(ev.CloseLink(event.link, refusal.sentence))
             if hello.epoch > ctx.epoch:
-                self._read_record(out)
+                self.asking.read(out)
             return
         if self.primary is not None:
             self._step_down(now, out, f"{hello.node} is primary of epoch {hello.epoch}")
@@ -687,7 +580,7 @@ class GroupMember:
     @property
     def waits_for_store(self) -> bool:
         """Whether a change of the record was asked for and the store has not answered."""
-        return self._unsure
+        return self.asking.is_unsure
 
     @property
     def deadline(self) -> float:
@@ -695,33 +588,11 @@ class GroupMember:
         return self._next_tick
 
     def _tick_after(self, now: Instant) -> float:
-        if self.departure.under_way:
+        if self.departure.under_way or self.role is Role.CANDIDATE:
             return BUSY_TICK_S
-        primary = self.primary
-        if primary is None:
-            if self.role is Role.CANDIDATE:
-                return BUSY_TICK_S
-            mine = self.ctx.me
-            if mine is None or mine.state is not CopyState.IN_SYNC:
-                return IDLE_TICK_S
-            return max(BUSY_TICK_S, min(self._stand_at() - now.mono, 2.5))
-        if self.keeper is not None and (self.keeper.verifying or self.keeper.mending.active):
-            return BUSY_TICK_S
-        if self.keeper is not None and self.keeper.sync_at < now.mono + BUSY_TICK_S:
-            return max(SYNC_TICK_S, self.keeper.sync_at - now.mono)
-        if not primary.serving and all(leg.equal for leg in primary.legs.values() if leg.in_sync):
-            return LEASE_TICK_S
-        settled = primary.serving and primary.idle and primary.commit >= primary.told_commit
-        if settled and all(
-            leg.phase is Phase.STREAMING and leg.in_sync for leg in primary.legs.values()
-        ):
-            return IDLE_TICK_S
-        if any(
-            leg.joining or (leg.in_sync and leg.phase is not Phase.STREAMING)
-            for leg in primary.legs.values()
-        ):
-            return BUSY_TICK_S
-        return BUSY_TICK_S if not settled else IDLE_TICK_S
+        if self.keeper is not None:
+            return self.keeper.tick_after(now)
+        return self.candidacy.tick_after(now)
 
 
 def _data_extents(event: ev.MapDone) -> list[tuple[int, int]]:

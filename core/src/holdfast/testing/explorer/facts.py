@@ -106,7 +106,7 @@ def facts_of(site: Site, shape: Shape) -> Facts:
         may_stand=(
             member.role is Role.REPLICA
             and not mine
-            and member._may_promote()  # noqa: SLF001 (its own rule, with whatever is planted there)
+            and member.candidacy.may_promote()
             and max(peers.heard_at(VOLUME), member.replica.heard_since) > NEVER
         ),
         data=len(site.data),

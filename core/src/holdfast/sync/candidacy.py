@@ -1,0 +1,78 @@
+"""When a copy may ask for its group, and by which record (R4 and R5).
+
+A copy stands when the record counts it in and the primary has been silent for as long as the lease
+that it could still hold. Nothing is asked or changed here: the member takes the step, and the store
+decides between candidates.
+"""
+
+from __future__ import annotations
+
+from attrs import define
+
+from holdfast.model import CopyState, GroupRecord
+from holdfast.sync import membership
+from holdfast.sync.context import BUSY_TICK_S, IDLE_TICK_S, Context
+from holdfast.sync.events import Instant, Note
+from holdfast.sync.replica import ReplicaRole
+
+HANDOVER_NEWS_S = 0.25
+"""How long a copy that the record names waits for its predecessor to tell it so on the stream."""
+LOOK_S = 2.5
+"""A copy that could stand looks at the silence of its primary at least this often."""
+
+
+@define
+class Candidacy:
+    """Whether and when one copy stands for primary."""
+
+    ctx: Context
+    replica: ReplicaRole
+    is_forced: bool = False
+    """An operator wants this copy to be primary, whatever may be missing on it."""
+
+    def force(self) -> None:
+        """Stand without waiting, and without the rule that keeps a doubtful copy from it."""
+        self.is_forced = True
+        self.replica.heard_since = float("-inf")
+
+    def is_due(self, now: Instant) -> bool:
+        """Whether it is in sync by the record, and the primary silent for long enough."""
+        return self.may_promote() and now.mono >= self.stand_at()
+
+    def may_promote(self) -> bool:
+        """Whether the record lets this very disk become primary."""
+        ctx = self.ctx
+        return ctx.counted_in and (self.is_forced or membership.may_promote(ctx.record, ctx.copy))
+
+    def stand_at(self) -> float:
+        """Return when the primary has been silent for long enough; monotonic time."""
+        if self.ctx.record.primary == self.ctx.copy:
+            if self.replica.link is None:
+                # This very copy was primary; its old process is gone, it held the lock.
+                return float("-inf")
+            # A handover, heard of from the store first; the stream brings it without another epoch.
+            return self.replica.heard_since + HANDOVER_NEWS_S
+        timing = self.ctx.peers.timing
+        heard = max(self.ctx.peers.heard_at(self.ctx.record.volume), self.replica.heard_since)
+        return heard + timing.lease_s + timing.margin_s
+
+    def claim(self, now: Instant) -> tuple[GroupRecord, Note] | None:
+        """Return the record to ask for, with what to tell if it is won; None: it may not be."""
+        ctx = self.ctx
+        promoted = membership.promote(ctx.record, ctx.copy, now.wall)
+        if promoted is None or not self.may_promote():
+            return None
+        if ctx.record.primary == ctx.copy:
+            again = "begins to serve" if ctx.record.epoch == 1 else "takes its group up again"
+            sentence = f"{ctx.node} {again}."
+        else:
+            silent = ctx.record.primary_member.node
+            sentence = f"{ctx.node} takes over from {silent}, which is silent."
+        return promoted, Note("promoted", sentence)
+
+    def tick_after(self, now: Instant) -> float:
+        """Return after how many seconds a replica looks again whether to stand."""
+        mine = self.ctx.me
+        if mine is None or mine.state is not CopyState.IN_SYNC:
+            return IDLE_TICK_S
+        return max(BUSY_TICK_S, min(self.stand_at() - now.mono, LOOK_S))
