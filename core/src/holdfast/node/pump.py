@@ -165,7 +165,10 @@ class Pump:
         """Step the member with `event`, and with whatever follows from it at once."""
         inbox = self._inbox
         if self._stepping or self._closed:
-            inbox.append(event)
+            if inbox and type(event) is ev.Applied and type(inbox[-1]) is ev.Applied:
+                inbox[-1] = event  # Cumulative: one acknowledgement for all that arrived at once.
+            else:
+                inbox.append(event)
             return
         self._stepping = True
         carry = self._carry
