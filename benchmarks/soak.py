@@ -38,8 +38,9 @@ SMALL_DISKS = ("n2", "n4")
 """Nodes whose data lies on a file system that can be filled."""
 DISK_BYTES = 1536 << 20
 """Holds the volumes beside the 1 GiB that a node keeps free."""
-PAUSE_S_MAX = 30.0
-"""A writer without an answer for longer than this is stuck, not paused."""
+PAUSE_S_MAX = 60.0
+"""A writer without an answer for longer than this is stuck, not paused; `waiting.PATIENCE` times it on
+a busy machine."""
 THINK_S = 0.002
 """Of a writer after each answer: the time that it leaves is for more rounds."""
 AT_ONCE = 2
@@ -82,7 +83,9 @@ class Soak:
                     continues=self._books.get(volume),
                 )
                 writers[volume] = stack.enter_context(writer)
-            wait_until(lambda: all(w.answered > 50 for w in writers.values()), 30, "answers")
+            wait_until(
+                lambda: all(w.answered > 50 for w in writers.values()), PAUSE_S_MAX, "answers"
+            )
             told = [self._fault(spared) for _ in range(dice.randint(1, 3))]
             self._make_well()
             marks = {volume: writer.answered for volume, writer in writers.items()}
@@ -167,6 +170,7 @@ class Soak:
         return f"{kind} {node}"
 
     def _make_well(self) -> None:
+        """Mend what was done; a node that takes long to start on a busy machine is waited for."""
         for node in sorted(self._unwell):
             self._unwell[node]()
         self._unwell.clear()

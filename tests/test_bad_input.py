@@ -151,15 +151,15 @@ def test_a_broken_configuration_is_a_sentence(tmp_path: Path, text: str, says: s
     path = tmp_path / "node.toml"
     path.write_text(text.replace("{data}", str(tmp_path / "data")))
     for words in (("config", "check"), ("node", "run")):
-        told = sentence(holdfast(*words, "--config", path, timeout_s=20), says=says)
+        told = sentence(holdfast(*words, "--config", path), says=says)
         assert str(path) in told, words
 
 
 def test_a_configuration_that_is_no_text_is_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "node.toml"
     path.write_bytes(b"\xff\xfe\0")
-    sentence(holdfast("node", "run", "--config", path, timeout_s=20), says=str(path))
-    sentence(holdfast("node", "run", "--config", tmp_path, timeout_s=20), says=str(tmp_path))
+    sentence(holdfast("node", "run", "--config", path), says=str(path))
+    sentence(holdfast("node", "run", "--config", tmp_path), says=str(tmp_path))
 
 
 @pytest.mark.parametrize("which", ["transport", "frontend"])
@@ -178,7 +178,7 @@ def test_a_port_in_use_is_a_sentence(start_cluster: Start, which: str) -> None:
         sentence(cluster.run("node", "start", "n2"), says=str(port))
         # Without the supervisor's look beforehand, the node itself must say it.
         config = cluster.node("n2").config
-        sentence(holdfast("node", "run", "--config", config, timeout_s=20), says=str(port))
+        sentence(holdfast("node", "run", "--config", config), says=str(port))
     cluster.start("n2")
 
 

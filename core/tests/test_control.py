@@ -166,7 +166,7 @@ async def test_events_end_without_follow_and_go_on_with_it(
         return kinds
 
     assert await ask(first_two) == ["created", "synced"]
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         while service.following:  # noqa: ASYNC110 - the fake has no event to wait for.
             await anyio.sleep(0.01)
 
@@ -264,7 +264,7 @@ async def test_leaving_ends_streams_that_never_end(service: FakeService, tmp_pat
     async with anyio.create_task_group() as tasks, serve_control(service, path):
         await ask(client.create_volume, name="db", size_bytes=4096)
         tasks.start_soon(ask, follow)
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             while not service.following:  # noqa: ASYNC110 - likewise.
                 await anyio.sleep(0.01)
     assert service.following == 0

@@ -68,7 +68,7 @@ async def test_nodes_in_two_threads_share_a_store() -> None:
         await own.aclose()
 
     threads = [threading.Thread(target=anyio.run, args=(add,)) for _ in range(2)]
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async with store.watch("n") as stream:
             for thread in threads:
                 thread.start()

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
+PATIENCE = 4.0
+"""How many times slower a machine may be than the one on which the deadlines were chosen."""
 
 
 class WaitedInVainError(AssertionError):
@@ -20,13 +22,14 @@ def wait_until(
 
     Args:
         condition: Asked again and again; errors of it count as "not yet" and are told at the end.
-        deadline_s: How long, in seconds.
+        deadline_s: How long, in seconds, on an idle machine of 2026; `PATIENCE` times that is waited.
         what: What is waited for, to complete "Waited 5 s in vain for ...".
         every_s: Seconds between two questions.
 
     Raises:
         WaitedInVainError: It did not come true.
     """
+    deadline_s *= PATIENCE
     end = time.monotonic() + deadline_s
     seen: object = None
     while True:

@@ -156,6 +156,8 @@ class Outcome:
         )
 
 
+DRAIN_S_MAX: Final = 240.0
+"""How long what is under way may take when nothing new is sent."""
 SILENCE_S_MAX: Final = 600.0
 """A volume that takes nothing at all for so long ends the writer."""
 PAUSE_S_MIN: Final = 0.1
@@ -207,7 +209,7 @@ class Writer:
     _version: int = attrs.field(default=0, init=False)
     _began: float = attrs.field(default=0.0, init=False)
     _last: float = attrs.field(default=0.0, init=False)
-    _drain_s: float = attrs.field(default=60.0, init=False)
+    _drain_s: float = attrs.field(default=DRAIN_S_MAX, init=False)
 
     def __attrs_post_init__(self) -> None:
         """Derive everything random from the seed."""
@@ -223,7 +225,7 @@ class Writer:
         self._thread.start()
         return self
 
-    def stop(self, *, drain_s: float = 60.0) -> Outcome:
+    def stop(self, *, drain_s: float = DRAIN_S_MAX) -> Outcome:
         """Send nothing new, wait for what is under way, and return what was lived through.
 
         Args:
