@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -117,7 +118,10 @@ def _build(tree: Path, modules: Path, command: list[str], initrd: Path) -> None:
     # Drives come and go by configfs alone.
     lines = [f"{name} nr_devices=0" if "null_blk" in name else name for name in names]
     (tree / "modules/order").write_text("\n".join(lines) + "\n")
-    settings = "PATH=/usr/sbin:/usr/bin:/sbin:/bin TMPDIR=/run PYTHONDONTWRITEBYTECODE=1 HOME=/run"
+    settings = (
+        "PATH=/usr/sbin:/usr/bin:/sbin:/bin TMPDIR=/run HOME=/run PYTHONDONTWRITEBYTECODE=1 "
+        "HYPOTHESIS_STORAGE_DIRECTORY=/run/hypothesis"
+    )
     here = shlex.quote(str(Path.cwd()))
     (tree / "job").write_text(f"cd {here}; export {settings}; {shlex.join(command)}\n")
     (tree / "init").write_text(INIT)
@@ -140,6 +144,8 @@ def _boot(kernel: Path, initrd: Path) -> int:
         "-virtfs", "local,path=/,mount_tag=host,security_model=none,multidevs=remap,readonly=on",
     ]  # fmt: skip
     code = 125
+    # The guest goes with us, also when we are told to end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with subprocess.Popen(qemu, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
                           errors="replace") as process:  # fmt: skip
         assert process.stdout is not None

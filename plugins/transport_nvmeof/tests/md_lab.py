@@ -18,6 +18,7 @@ from pathlib import Path
 
 import attrs
 
+from holdfast.interfaces.policy import Policy
 from holdfast.interfaces.state import StateStore
 from holdfast.kernel import registry
 from holdfast.units import MIB, NodeName
@@ -30,7 +31,12 @@ from holdfast_transport_nvmeof.md.placing import first_members
 NULLB = Path("/sys/kernel/config/nullb")
 BLOCK = 4096
 PATIENCE_S = 400.0
-ALWAYSON = registry.load("policy", "alwayson")
+
+
+def policy(name: str, **options: object) -> Policy:
+    driver = registry.load("policy", name)
+    made: Policy = driver(driver.Options(**options))
+    return made
 
 
 def missing() -> str | None:
@@ -74,9 +80,16 @@ class Lab:
     down: set[str] = attrs.field(factory=set)
     events: list[str] = attrs.field(factory=list)
     drives: list[str] = attrs.field(factory=list)
+    policy: Policy = attrs.field(factory=lambda: policy("alwayson"))
 
     def add_node(
-        self, name: str, *, drives: int = 1, size_mib: int = 100, **options: object
+        self,
+        name: str,
+        *,
+        drives: int = 1,
+        size_mib: int = 100,
+        transport: str = "tcp",
+        **options: object,
     ) -> None:
         paths = []
         for index in range(drives):
@@ -89,9 +102,11 @@ class Lab:
             drives=tuple(paths), address="127.0.0.1", port=port, queues=1, keep_alive_s=5,
             interval_s=0.5,
         )  # fmt: skip
+        if transport == "rdma":
+            base = attrs.evolve(base, address="", rdma_address="10.0.2.15", rdma_port=port + 100)
         chosen = attrs.evolve(base, **options)  # type: ignore[arg-type]
         around = Around(
-            NodeName(name), "lab", self.store, lambda _: ALWAYSON(ALWAYSON.Options()),
+            NodeName(name), "lab", self.store, lambda _: self.policy,
             lambda: frozenset(NodeName(n) for n in self.agents if n not in self.down),
             lambda volume, kind, sentence: self.events.append(f"{volume.name} {kind}: {sentence}"),
         )  # fmt: skip
@@ -160,6 +175,13 @@ class Lab:
         paths = Path("/sys/class/nvme").glob("nvme*/transport")
         return {path.read_text().strip() for path in paths}
 
+    def mismatches(self, device: str) -> int:
+        """Let MD compare the members; returns the sectors that differ."""
+        home = Path("/sys/block", device.removeprefix("/dev/"), "md")
+        (home / "sync_action").write_text("check")
+        subprocess.run(["mdadm", "--wait", device], check=False)
+        return int((home / "mismatch_cnt").read_text())
+
     def verify_members(self, shadow: Shadow) -> None:
         """Look for what was written in every slice there is, behind MD's back."""
         for name, agent in self.agents.items():
@@ -211,6 +233,10 @@ def dmesg() -> str:
 
 def quiet(volume: MdVolume) -> bool:
     return all(m.state.value == "synced" and not m.replaces for m in volume.members)
+
+
+def in_sync_on(volume: MdVolume, node: str) -> bool:
+    return all(m.state.value == "synced" for m in volume.members if m.node == node)
 
 
 @contextlib.asynccontextmanager

@@ -185,6 +185,19 @@ def test_a_node_that_may_still_write_is_not_taken_over_without_force() -> None:
     story(test)
 
 
+def test_nobody_takes_over_what_only_a_silent_node_has() -> None:
+    async def test(md: MdReplicator, host: Host) -> None:
+        await md.create(REQUEST)
+        volume = await serving(host)
+        other = next(m.node for m in volume.members if m.node != "a")
+        await serving(host, **{other: MemberState.MISSING})
+        host.living.discard("a")
+        with pytest.raises(ConflictError, match="no copy of db is in sync"):
+            await md.promote("db", other, force=True)
+
+    story(test)
+
+
 def test_a_volume_moves_grows_and_is_deleted_by_its_record() -> None:
     async def test(md: MdReplicator, host: Host) -> None:
         await md.create(REQUEST)

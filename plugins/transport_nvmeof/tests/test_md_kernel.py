@@ -7,6 +7,8 @@ Needs root, null_blk, nvmet, nvme-fabrics and MD; `make guest` boots a kernel th
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import os
 import subprocess
 from pathlib import Path
@@ -14,7 +16,7 @@ from pathlib import Path
 import attrs
 import pytest
 from plugins.transport_nvmeof.tests import md_lab
-from plugins.transport_nvmeof.tests.md_lab import Lab, Shadow, quiet
+from plugins.transport_nvmeof.tests.md_lab import Lab, Shadow, in_sync_on, quiet
 
 from holdfast.units import MIB, NodeName
 from holdfast_transport_nvmeof.kernel.target import CONFIGFS
@@ -31,11 +33,8 @@ SPEED = Path("/proc/sys/dev/raid/speed_limit_max")
 @pytest.mark.parametrize("transport", ["tcp", pytest.param("rdma", marks=RDMA)])
 def test_a_lost_member_comes_back_by_the_bitmap(transport: str) -> None:
     async def story(lab: Lab) -> None:
-        for index, name in enumerate("ab"):
-            if transport == "rdma":
-                lab.add_node(name, rdma_address="10.0.2.15", rdma_port=4600 + index, address="")
-            else:
-                lab.add_node(name)
+        for name in "ab":
+            lab.add_node(name, transport=transport)
         device = await lab.create("db", 64, filesystem="none", consumer="a")
         assert lab.transports() == {transport}
         shadow = Shadow(device, 64 * MIB)
@@ -53,7 +52,7 @@ def test_a_lost_member_comes_back_by_the_bitmap(transport: str) -> None:
     md_lab.run(story)
 
 
-@pytest.mark.parametrize(("copies", "drives"), [(1, 1), (2, 1), (3, 1), (2, 2)])
+@pytest.mark.parametrize(("copies", "drives"), [(1, 1), (1, 2), (2, 1), (3, 1), (2, 2)])
 def test_each_combination_of_copies_and_drives_keeps_data_and_leaves_nothing(
     copies: int, drives: int
 ) -> None:
@@ -132,11 +131,74 @@ def test_a_member_lost_for_too_long_is_replaced() -> None:
     md_lab.run(story)
 
 
-@pytest.mark.parametrize("copies", [1, 2])
-def test_a_volume_moves_to_another_node_with_its_data(copies: int) -> None:
+@pytest.mark.parametrize("copies", [3, 2], ids=["RAID1", "RAID10"])
+def test_what_was_written_while_two_members_were_away_reaches_both(copies: int) -> None:
+    async def story(lab: Lab) -> None:
+        drives = 1 if copies == 3 else 2
+        for name in "abc"[:copies]:
+            lab.add_node(name, drives=drives)
+        device = await lab.create(
+            "db",
+            32 * drives,
+            copies=copies,
+            drives_per_copy=drives,
+            filesystem="none",
+            consumer="a",
+        )
+        shadow = Shadow(device, 32 * drives * MIB)
+        shadow.write(30)
+        away = "abc"[1:copies]
+        for name in away:
+            lab.cut(name)
+        await lab.until("db", lambda v: v.status.active == v.slots - 2)
+        shadow.write(40)
+        for name in away:
+            lab.back(name)
+            if drives == 1:
+                # The second one comes back when the first one has been synced.
+                await lab.until("db", functools.partial(in_sync_on, node=name))
+                shadow.write(20)
+        await lab.until("db", lambda v: quiet(v) and v.status.mdstate in {"active", "clean"})
+        shadow.verify()
+        assert lab.mismatches(device) == 0
+        if drives == 1:
+            lab.verify_members(shadow)
+
+    md_lab.run(story)
+
+
+def test_a_policy_lets_writes_wait_until_a_member_is_back() -> None:
+    async def story(lab: Lab) -> None:
+        for name in "ab":
+            lab.add_node(name)
+        lab.policy = md_lab.policy("hard", during_grace="hold", grace_s=3600)
+        device = await lab.create("db", 32, filesystem="none", consumer="a")
+        shadow = Shadow(device, 32 * MIB)
+        shadow.write(20)
+        lab.cut("b")
+        volume = await lab.until("db", lambda v: v.access == "suspended")
+        assert volume.status.mdstate == "degraded"
+        shadow.verify()  # Reads go on.
+        written = asyncio.create_task(asyncio.to_thread(shadow.write, 5))
+        for _ in range(10):
+            await lab.round()
+        assert not written.done()
+        lab.back("b")
+        await lab.until("db", lambda v: v.access == "read-write" and quiet(v))
+        await written
+        shadow.verify()
+        lab.verify_members(shadow)
+
+    md_lab.run(story)
+
+
+@pytest.mark.parametrize(
+    ("transport", "copies"), [("tcp", 1), ("tcp", 2), pytest.param("rdma", 2, marks=RDMA)]
+)
+def test_a_volume_moves_to_another_node_with_its_data(transport: str, copies: int) -> None:
     async def story(lab: Lab) -> None:
         for name in "abc":
-            lab.add_node(name)
+            lab.add_node(name, transport=transport)
         device = await lab.create("db", 64, copies=copies, filesystem="none", consumer="a")
         shadow = Shadow(device, 64 * MIB)
         shadow.write(50)
@@ -154,6 +216,7 @@ def test_a_volume_moves_to_another_node_with_its_data(copies: int) -> None:
             ),
         )
         assert "a" not in {m.node for m in volume.members}
+        assert not [event for event in lab.events if "missing" in event], lab.events
         moved = Shadow(volume.status.device, 64 * MIB, blocks=shadow.blocks)
         moved.verify()
         moved.write(10)

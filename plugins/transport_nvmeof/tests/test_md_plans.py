@@ -19,7 +19,8 @@ from holdfast_transport_nvmeof.kernel.fabrics import FoundController
 from holdfast_transport_nvmeof.kernel.slices import Slice
 from holdfast_transport_nvmeof.kernel.steps import Run, Step, Write
 from holdfast_transport_nvmeof.kernel.target import Port
-from holdfast_transport_nvmeof.md.consuming import User, devices_of, imports, plan_consuming
+from holdfast_transport_nvmeof.md.consuming import imports, plan_consuming
+from holdfast_transport_nvmeof.md.members import User, devices_of
 from holdfast_transport_nvmeof.md.model import (
     DATA_OFFSET_BYTES,
     MdMember,
@@ -58,6 +59,7 @@ class World:
     dead_legs: int = 0
     component: int = 0
     held: bool = False
+    frozen: bool = False
     policy: Policy = attrs.field(factory=policy)
     history: list[Plan] = attrs.field(factory=list)
     roomy: bool = True
@@ -109,6 +111,11 @@ class World:
                 held=self.held,
             )  # fmt: skip
         return attrs.evolve(bare, controllers=controllers, arrays=arrays)
+
+    def free_slot(self, node: str) -> int:
+        """Where MD itself puts a spare."""
+        used = {leg.slot for leg in self.arrays[node].values()}
+        return next((slot for slot in range(self.volume.slots) if slot not in used), -1)
 
     def exported(self, to: str) -> set[str]:
         """Members whose living nodes let `to` in."""
@@ -188,18 +195,33 @@ class World:
                 }
             case Run(("mdadm", "--stop", *_)):
                 del self.arrays[node]
-            case Run(("mdadm", "--manage", _, _, *words)) if words[-2] in {"--re-add", "--add"}:
-                used = {leg.slot for leg in self.arrays[node].values()}
-                free = [slot for slot in range(self.volume.slots) if slot not in used]
-                device = words[-1]
-                self.arrays[node][self.member(device)] = Leg(
-                    device, (free or [-1])[0], in_sync=False
-                )
+            case Run(("mdadm", "--manage", _, _, *words)) if {"--re-add", "--add"} & set(words):
+                for device in (word for word in words if word.startswith("/dev/")):
+                    assert self.member(device) not in self.arrays[node]
+                    self.arrays[node][self.member(device)] = Leg(
+                        device, -1 if self.frozen else self.free_slot(node), in_sync=False
+                    )
+            case Write(path, text) if path.endswith("/slot"):
+                assert self.frozen
+                device = path.rpartition("/dev-")[2].removesuffix("/slot")
+                legs = self.arrays[node]
+                assert int(text) not in {leg.slot for leg in legs.values()}
+                legs[self.member(device)] = attrs.evolve(legs[self.member(device)], slot=int(text))
+            case Write(path, text) if path.endswith("sync_action"):
+                self.frozen = text == "frozen"
             case Run(("mdadm", "--manage", _, _, "--replace", old, "--with", new)):
                 legs = self.arrays[node]
                 gone = legs[self.member(old)]
                 legs[self.member(new)] = Leg(new, gone.slot, in_sync=True)
                 legs[self.member(old)] = attrs.evolve(gone, faulty=True, in_sync=False)
+            case Run(("mdadm", "--manage", _, _, "--fail", device)):
+                leg = self.arrays[node][self.member(device)]
+                mirrors = range(leg.slot - leg.slot % self.volume.mirrors, leg.slot + 1)
+                mirrors = range(mirrors.start, mirrors.start + self.volume.mirrors)
+                assert not leg.in_sync or any(
+                    each.slot in mirrors and each.in_sync and each is not leg
+                    for each in self.arrays[node].values()
+                ), "MD would fail the array"
             case Run(("mdadm", "--manage", _, _, "--remove", device)):
                 del self.arrays[node][self.member(device)]
             case Run(("mdadm", "--grow", *_)):
@@ -231,12 +253,17 @@ class World:
         return [plan.why for plan in self.history]
 
 
-def world(copies: int = 2, drives: int = 1, **fields: object) -> World:
+def world(
+    copies: int = 2,
+    drives: int = 1,
+    nodes: tuple[str, ...] = ("a", "b", "c", "d"),
+    **fields: object,
+) -> World:
     ids = (f"{i:08d}-0000-4000-8000-000000000000" for i in itertools.count(1))
     volume = MdVolume(
         "0" * 32, "db", SIZE * drives, copies, drives, filesystem="none", consumer=NodeName("a")
     )
-    made = World(attrs.evolve(volume, **fields))  # type: ignore[arg-type]
+    made = World(attrs.evolve(volume, **fields), nodes)  # type: ignore[arg-type]
     made.volume = first_members(made.volume, made.known(), made.now, lambda: next(ids))
     return made
 
@@ -479,3 +506,162 @@ def test_a_member_is_found_by_its_controller() -> None:
     assert devices_of(volume, user, seen) == {}
     assert devices_of(volume, user, seen, live=False) == {"m": ("/dev/n", 9)}
     assert DATA_OFFSET_BYTES == 16 * MIB
+
+
+def members_of(made: World, node: str) -> list[MdMember]:
+    return [m for m in made.volume.members if m.node == node]
+
+
+def test_both_drives_of_a_lost_node_return_to_raid10_together() -> None:
+    """Some kernels forget what a second member lacks once they have recovered the first."""
+    made = world(2, 2)
+    made.settle()
+    made.lose("b")
+    made.settle()
+    assert {m.state for m in members_of(made, "b")} == {MemberState.MISSING}
+    made.down.clear()
+    made.settle()
+    adds = [
+        s.argv for p in made.history for s in p.steps if isinstance(s, Run) if "--re-add" in s.argv
+    ]
+    assert len(adds) == 1
+    assert len([word for word in adds[0] if word.startswith("/dev/nvme")]) == 2
+    assert set(states(made).values()) == {"synced"}
+
+
+def test_what_stays_away_while_raid10_recovers_another_is_synced_as_a_whole() -> None:
+    made = world(2, 2, nodes=("a", "b"))
+    made.settle()
+    first, second = members_of(made, "b")
+    made.lose("b")
+    made.settle()
+    # Only one of its drives has come back with it.
+    kept = made.slices.pop(second.id)
+    made.down.clear()
+    made.settle()
+    assert made.volume.member(first.id).state is MemberState.SYNCED  # type: ignore[union-attr]
+    away = made.volume.member(second.id)
+    assert away is not None
+    assert (away.state, away.whole) == (MemberState.MISSING, True)
+    noted = next(
+        i for i, p in enumerate(made.history) if p.claim and p.claim.member(second.id) == away
+    )
+    recovered = next(i for i, p in enumerate(made.history) if p.kind == "returned")
+    assert noted < recovered, "it is written down before the bitmap forgets"
+    made.slices[second.id] = kept
+    made.settle()
+    assert set(states(made).values()) == {"synced"}
+    wiped = [
+        s.argv for p in made.history for s in p.steps if isinstance(s, Run) if s.argv[0] == "wipefs"
+    ]
+    assert len(wiped) == 1
+
+
+def test_a_member_lost_while_raid10_recovers_another_is_synced_as_a_whole() -> None:
+    made = world(2, 2, nodes=("a", "b"))
+    made.settle()
+    first, second = members_of(made, "b")
+    made.lose("b")
+    made.settle()
+    made.busy_syncing = True
+    made.down.clear()
+    made.settle()
+    kept = made.slices.pop(second.id)
+    made.settle()
+    away = made.volume.member(second.id)
+    assert away is not None
+    assert (away.state, away.whole) == (MemberState.MISSING, True)
+    made.slices[second.id] = kept
+    made.settle()
+    assert away.id not in {m.id for m in made.volume.members if m.state is MemberState.SYNCING}, (
+        "it waits"
+    )
+    made.busy_syncing = False
+    made.settle()
+    assert set(states(made).values()) == {"synced"}
+    assert made.volume.member(first.id) is not None
+
+
+def test_replacements_in_raid10_stand_beside_a_copy_on_another_node() -> None:
+    made = world(2, 2, nodes=("a", "b", "c", "d", "e"))
+    made.settle()
+    for lost in (("b",), ("b", "a")):
+        made.volume = attrs.evolve(made.volume, consumer=NodeName("c"))
+        made.settle()
+        for node in lost:
+            made.lose(node)
+        made.settle()
+        made.now += 1000
+        made.settle()
+        made.down.clear()
+        made.settle()
+        nodes = {m.id: m.node for m in made.volume.members}
+        legs = made.arrays["c"]
+        assert len(legs) == 4
+        for first in (0, 2):
+            beside = {nodes[id_] for id_, leg in legs.items() if leg.slot in {first, first + 1}}
+            assert len(beside) == 2, (lost, legs, nodes)
+
+
+def test_a_striped_volume_with_one_copy_moves_without_losing_a_stripe() -> None:
+    made = world(1, 2)
+    made.settle()
+    made.volume = attrs.evolve(made.volume, consumer=NodeName("d"))
+    made.settle()
+    assert states(made) == {"d": "synced"}
+    assert {leg.slot // 2 for leg in made.arrays["d"].values()} == {0, 1}
+
+
+def test_an_array_made_right_before_a_crash_is_not_made_again() -> None:
+    made = world()
+    made.settle()
+    before = made.volume
+    members = tuple(attrs.evolve(m, state=MemberState.CREATED) for m in before.members)
+    made.volume = attrs.evolve(before, created=False, members=members)
+    made.settle()
+    assert made.volume.created
+    assert set(states(made).values()) == {"synced"}
+    creates = [
+        s for p in made.history for s in p.steps if isinstance(s, Run) and "--create" in s.argv
+    ]
+    assert len(creates) == 1
+
+
+def test_an_array_left_from_before_a_takeover_is_stopped_not_taken_up() -> None:
+    made = world()
+    made.settle()
+    stale = dict(made.arrays["a"])
+    members = tuple(
+        attrs.evolve(m, state=MemberState.MISSING, whole=True) if m.node == "a" else m
+        for m in made.volume.members
+    )
+    other = next(m for m in members if m.node != "a")
+    del stale[other.id]
+    made.arrays["a"] = stale
+    made.volume = attrs.evolve(made.volume, active=NodeName(""), members=members)
+    plan = plan_consuming(
+        made.volume, User("lab", NodeName("a")), made.seen("a"), made.known(), policy()
+    )
+    assert plan is not None
+    assert [s.argv[:2] for s in plan.steps if isinstance(s, Run)] == [("mdadm", "--stop")]
+
+
+def test_who_lets_go_says_first_which_members_lack_something() -> None:
+    made = world()
+    made.settle()
+    other = made.volume.members[1]
+    made.lose(other.node)
+    made.volume = attrs.evolve(made.volume, consumer=NodeName("d"))
+    made.step()
+    assert made.volume.active == "a"
+    assert states(made)[other.node] == "missing"
+    made.step()
+    assert made.volume.active != "a"
+
+
+def test_a_member_that_was_replaced_is_not_told_as_missing() -> None:
+    made = world()
+    made.settle()
+    made.volume = attrs.evolve(made.volume, consumer=NodeName("d"))
+    made.settle()
+    assert not [why for why in made.whys() if "missing" in why]

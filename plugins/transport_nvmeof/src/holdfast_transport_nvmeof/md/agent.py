@@ -25,7 +25,8 @@ from holdfast_transport_nvmeof.kernel.fabrics import Host, found_controllers, pl
 from holdfast_transport_nvmeof.kernel.steps import Connect, Step, StepError, carry_out, shell
 from holdfast_transport_nvmeof.kernel.target import plan_target
 from holdfast_transport_nvmeof.md import machine
-from holdfast_transport_nvmeof.md.consuming import User, imports, plan_consuming, uses
+from holdfast_transport_nvmeof.md.consuming import imports, plan_consuming, uses
+from holdfast_transport_nvmeof.md.members import User
 from holdfast_transport_nvmeof.md.model import (
     MdNode,
     MdStatus,

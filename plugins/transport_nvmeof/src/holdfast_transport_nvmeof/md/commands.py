@@ -71,7 +71,7 @@ def clear_failed(array: Array) -> list[Step]:
     """
     steps: list[Step] = []
     for leg in array.legs:
-        state = f"/sys/block/{array.device.removeprefix('/dev/')}/md/{leg.sysfs}/state"
+        state = f"{_folder(array)}/{leg.sysfs}/state"
         if not leg.there and not leg.faulty:
             steps.append(Write(state, "faulty"))
         if not leg.there or leg.faulty:
@@ -79,9 +79,9 @@ def clear_failed(array: Array) -> list[Step]:
     return steps
 
 
-def re_add(array: Array, device: str) -> list[Step]:
-    """Return the step that brings a member back by the bitmap."""
-    return [run("mdadm", "--manage", "--quiet", array.device, "--re-add", device)]
+def re_add(array: Array, devices: Sequence[str]) -> list[Step]:
+    """Return the step that brings members back by the bitmap; no recovery begins before all are."""
+    return [run("mdadm", "--manage", "--quiet", array.device, "--re-add", *devices)]
 
 
 def add(array: Array, device: str) -> list[Step]:
@@ -97,6 +97,29 @@ def replace(array: Array, old: str, new: str) -> Run:
     return run("mdadm", "--manage", "--quiet", array.device, "--replace", old, "--with", new)
 
 
+def freeze(array: Array) -> Write:
+    """Return the step after which MD recovers nothing until `thaw`."""
+    return Write(f"{_folder(array)}/sync_action", "frozen")
+
+
+def thaw(array: Array) -> Write:
+    """Return the step that lets MD recover what there is to recover."""
+    return Write(f"{_folder(array)}/sync_action", "idle")
+
+
+def pin(array: Array, device: str, slot: int) -> Write:
+    """Return the step that gives a spare its slot; MD must be frozen, or it has chosen one itself.
+
+    Source: drivers/md/md.c, `slot_store`.
+    """
+    leg = device.removeprefix("/dev/").replace("/", "!")
+    return Write(f"{_folder(array)}/dev-{leg}/slot", str(slot))
+
+
+def _folder(array: Array) -> str:
+    return f"/sys/block/{array.device.removeprefix('/dev/')}/md"
+
+
 def take_out(array: Array, device: str) -> list[Step]:
     """Return the steps that remove a member which is no longer needed."""
     manage = ("mdadm", "--manage", "--quiet", array.device)
@@ -108,8 +131,7 @@ def hold(array: Array, *, held: bool) -> Write:
 
     Source: drivers/md/md.c, `suspend_hi_store` and `is_suspended`.
     """
-    name = array.device.removeprefix("/dev/")
-    return Write(f"/sys/block/{name}/md/suspend_hi", str(HELD_SECTORS if held else 0))
+    return Write(f"{_folder(array)}/suspend_hi", str(HELD_SECTORS if held else 0))
 
 
 def grow(array: Array, volume: MdVolume) -> list[Step]:
@@ -121,8 +143,8 @@ def grow(array: Array, volume: MdVolume) -> list[Step]:
     return steps
 
 
-def make_filesystem(volume: MdVolume, device: str) -> Run:
-    """Return the step that makes an XFS; it refuses a device that carries something already."""
+def make_filesystem(volume: MdVolume, device: str, *, anew: bool = False) -> Run:
+    """Return the step that makes an XFS; unless `anew`, it refuses a device that carries anything."""
     size = volume.size_bytes
     options = [
         *("-s", f"size={volume.sector_size}", "-b", "size=4096", "-i", "size=512"),
@@ -131,10 +153,14 @@ def make_filesystem(volume: MdVolume, device: str) -> Run:
     log = "internal,version=2,lazy-count=1" + (",size=1g" if size >= 40 * GIB else "")
     if GIB <= size <= 80 * GIB:
         options += ["-d", "agcount=16"]
-    return run("mkfs.xfs", "-q", *options, "-l", log, device)
+    return run("mkfs.xfs", "-q", *(["-f"] if anew else []), *options, "-l", log, device)
 
 
 def mount(device: str, folder: str) -> list[Step]:
-    """Return the steps that mount a volume's XFS."""
+    """Return the steps that mount a volume's XFS, and give it what a crash kept from it."""
     options = "noatime,nodiratime,logbufs=8,logbsize=256k,inode64,noquota"
-    return [run("mkdir", "-p", folder), run("mount", "-t", "xfs", "-o", options, device, folder)]
+    return [
+        run("mkdir", "-p", folder),
+        run("mount", "-t", "xfs", "-o", options, device, folder),
+        run("xfs_growfs", folder),
+    ]

@@ -194,7 +194,13 @@ class MdReplicator:
                     f"Node {volume.active} answers, so it can let go of {name} without loss.",
                     hint="Leave --force out.",
                 )
-            return _taken_over(new, time.time()) if gone else attrs.evolve(new, force=True)
+            taken = _taken_over(new, time.time()) if gone else attrs.evolve(new, force=True)
+            if not taken.is_whole:
+                raise ConflictError(
+                    f"Without node {volume.active} no copy of {name} is in sync.",
+                    hint=f"Start {volume.active}; its copy is the only one that has everything.",
+                )
+            return taken
 
         await self._edit(name, moved)
 

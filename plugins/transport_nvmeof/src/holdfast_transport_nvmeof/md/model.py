@@ -154,6 +154,12 @@ class MdVolume:
         return tuple(slot for slot in range(self.slots) if slot % self.mirrors < self.copies)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether the members that are in sync by the record have every byte among them."""
+        sets = {m.slot // self.mirrors for m in self.members if m.state is MemberState.SYNCED}
+        return len(sets) == self.drives_per_copy
+
+    @property
     def spec(self) -> VolumeSpec:
         """The volume as every replicator has it, for events and hooks."""
         return VolumeSpec(

@@ -6,6 +6,7 @@ Values only; how they came about is the business of `observe`. A plan never look
 from __future__ import annotations
 
 import asyncio
+import enum
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,6 +17,15 @@ from holdfast_transport_nvmeof.kernel.fabrics import FoundController
 from holdfast_transport_nvmeof.kernel.slices import Slice
 from holdfast_transport_nvmeof.kernel.steps import output
 from holdfast_transport_nvmeof.kernel.target import FoundTarget
+
+
+class Content(enum.Enum):
+    """What an array begins with."""
+
+    UNKNOWN = "unknown"
+    XFS = "xfs"
+    HALF_AN_XFS = "half an xfs"
+    """mkfs.xfs did not end."""
 
 
 @attrs.frozen
@@ -56,6 +66,8 @@ class Array:
     """Writes wait: `suspend_hi` is above 0."""
     mounted: str = ""
     size_bytes: int = 0
+    content: Content = Content.UNKNOWN
+    """Looked at while it is not mounted."""
 
     @property
     def degraded(self) -> bool:
@@ -104,6 +116,9 @@ async def found_arrays(root: str = "/sys") -> tuple[dict[str, Array], frozenset[
         told = await output("mdadm", "--detail", "--export", f"/dev/{folder.name}")
         words = dict(line.partition("=")[::2] for line in told.splitlines())
         array = read_array(folder, words.get("MD_UUID", ""))
+        if not array.mounted:
+            content = await asyncio.to_thread(content_of, array.device)
+            array = attrs.evolve(array, content=content)
         arrays[array.uuid] = array
     return arrays, frozenset(taken)
 
@@ -142,6 +157,21 @@ def _legs(md: Path) -> Iterator[Leg]:
             replacement="replacement" in words,
             there=(folder / "block").exists(),
         )
+
+
+def content_of(device: str) -> Content:
+    """Return what a device begins with, as XFS's superblock says it.
+
+    Source: fs/xfs/libxfs/xfs_format.h, `sb_magicnum` at 0 and `sb_inprogress` at 126.
+    """
+    try:
+        with Path(device).open("rb") as file:
+            head = file.read(512)
+    except OSError:
+        return Content.UNKNOWN
+    if head[:4] != b"XFSB":
+        return Content.UNKNOWN
+    return Content.HALF_AN_XFS if head[126] else Content.XFS
 
 
 def mount_of(folder: Path) -> str:

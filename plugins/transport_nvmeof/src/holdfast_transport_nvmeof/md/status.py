@@ -7,10 +7,10 @@ from typing import Any
 
 from holdfast.model import Access, Health
 from holdfast.units import NodeName
-from holdfast_transport_nvmeof.md.consuming import copies_in
 from holdfast_transport_nvmeof.md.model import MdStatus, MdVolume, MemberState
 from holdfast_transport_nvmeof.md.observed import Observed
 from holdfast_transport_nvmeof.md.placing import GONE
+from holdfast_transport_nvmeof.md.serving import copies_in
 
 Json = dict[str, Any]
 
