@@ -34,9 +34,17 @@ class Host:
     name: NodeName = attrs.field(factory=lambda: NodeName("x"))
     cluster: str = "lab"
     living: set[str] = attrs.field(factory=lambda: {"a", "b", "c", "x"})
+    kept: set[str] = attrs.field(factory=set)
+    """Nodes that are cordoned."""
 
     def alive(self) -> Collection[NodeName]:
         return {NodeName(name) for name in self.living}
+
+    def cordoned(self) -> Collection[NodeName]:
+        return {NodeName(name) for name in self.kept}
+
+    def draining(self) -> Collection[NodeName]:
+        return ()
 
     def policy(self, spec: VolumeSpec) -> Policy:
         driver = registry.load("policy", spec.policy)
@@ -222,6 +230,29 @@ def test_a_volume_moves_grows_and_is_deleted_by_its_record() -> None:
             await md.delete("db", force=False)
         await md.delete("db", force=True)
         assert (await md.volume("db"))["health"] == "deleting"
+
+    story(test)
+
+
+def test_a_drain_tells_where_members_go_and_cordoned_nodes_take_none() -> None:
+    async def test(md: MdReplicator, host: Host) -> None:
+        await md.create(REQUEST)
+        volume = await serving(host)
+        other = next(m.node for m in volume.members if m.node != "a")
+        third = next(name for name in "bc" if name != other)
+        row = {"volume": "db", "state": "in-sync", "why_not": ""}
+        assert await md.drain_plan(NodeName("a")) == [
+            {**row, "role": "primary", "promote": other, "copy_to": third}
+        ]
+        assert await md.drain_plan(other) == [
+            {**row, "role": "replica", "promote": None, "copy_to": third}
+        ]
+        assert await md.drain_plan(NodeName(third)) == []
+        host.kept = {third}
+        assert "it is cordoned" in (await md.drain_plan(other))[0]["why_not"]
+        with pytest.raises(ConflictError, match="No other node can take") as refused:
+            await md.evict("db", other)
+        assert f"{third}: it is cordoned" in (refused.value.hint or "")
 
     story(test)
 

@@ -20,6 +20,7 @@ from holdfast_transport_nvmeof.kernel.slices import Slice
 from holdfast_transport_nvmeof.kernel.steps import Run, Step, Write
 from holdfast_transport_nvmeof.kernel.target import Port
 from holdfast_transport_nvmeof.md.consuming import imports, plan_consuming
+from holdfast_transport_nvmeof.md.draining import plan_draining
 from holdfast_transport_nvmeof.md.members import User, devices_of
 from holdfast_transport_nvmeof.md.model import (
     DATA_OFFSET_BYTES,
@@ -56,7 +57,7 @@ class World:
     arrays: dict[str, dict[str, Leg]] = attrs.field(factory=dict)
     """By node: the legs by member id, of the one volume."""
     down: set[str] = attrs.field(factory=set)
-    dead_legs: int = 0
+    draining: set[str] = attrs.field(factory=set)
     component: int = 0
     held: bool = False
     frozen: bool = False
@@ -143,6 +144,9 @@ class World:
             if plan is None:
                 user = User("lab", NodeName(node))
                 plan = plan_consuming(self.volume, user, seen, self.known(), self.policy)
+            if plan is None and node in self.draining:
+                takers = {n: each for n, each in self.known().items() if n not in self.draining}
+                plan = plan_draining(self.volume, NodeName(node), takers, self.now)
             if plan is not None:
                 self.carry_out(node, plan)
                 done = True
@@ -506,6 +510,20 @@ def test_a_member_is_found_by_its_controller() -> None:
     assert devices_of(volume, user, seen) == {}
     assert devices_of(volume, user, seen, live=False) == {"m": ("/dev/n", 9)}
     assert DATA_OFFSET_BYTES == 16 * MIB
+
+
+@pytest.mark.parametrize(("copies", "drives"), [(1, 1), (2, 1), (3, 1), (2, 2)])
+def test_a_drained_node_has_nothing_of_a_volume_in_the_end(copies: int, drives: int) -> None:
+    made = world(copies, drives)
+    made.settle()
+    for node in ("a", "b"):
+        made.draining = {node}
+        made.settle()
+        assert node not in states(made)
+        assert node not in {made.volume.consumer, made.volume.active}
+        assert set(states(made).values()) == {"synced"}
+        assert len(made.volume.members) == copies * drives
+    assert not [why for why in made.whys() if "missing" in why]
 
 
 def members_of(made: World, node: str) -> list[MdMember]:

@@ -80,6 +80,9 @@ def evict(
     """Take a node's copy out of a volume for good; a replacement is made elsewhere."""
     context = here(ctx)
     status = context.client().evict(name, node)
+    if any(copy["node"] == node for copy in status["copies"]):
+        _told(context, status, f"The copy of volume {name} on {node} goes once another is in sync.")
+        return
     _told(context, status, f"Volume {name} has no copy on {node} any more.")
 
 

@@ -33,6 +33,14 @@ class ReplicatorHost(Protocol):
         """Return the nodes whose leases live."""
         ...
 
+    def cordoned(self) -> Collection[NodeName]:
+        """Return the nodes that are to take no new copies."""
+        ...
+
+    def draining(self) -> Collection[NodeName]:
+        """Return the nodes whose copies are to move to others."""
+        ...
+
     def policy(self, spec: VolumeSpec) -> Policy:
         """Return the policy of a volume; raises `DriverError` when it is not installed."""
         ...
@@ -103,6 +111,14 @@ class Replicator(Protocol):
 
     async def evict(self, name: str, node: NodeName) -> None:
         """Begin to replace what `node` holds of the volume by something elsewhere."""
+        ...
+
+    async def drain_plan(self, node: NodeName) -> Sequence[Json]:
+        """Return what draining a node will do to each volume that has something there.
+
+        Each with the keys that `NodeService.drain` promises. The replicator does it once the host
+        says that the node is being drained.
+        """
         ...
 
     def metrics(self) -> Mapping[str, float]:

@@ -24,8 +24,9 @@ from holdfast.units import NodeName, VolumeId
 if TYPE_CHECKING:
     from holdfast.node.daemon import Node
 
-GONE_S = 30.0
-"""How long a deletion is waited for before it is left to itself."""
+PATIENCE_S = 30.0
+"""How long a deletion or a change of node is waited for before it is left to itself."""
+POLL_S = 0.1
 
 
 class _Host:
@@ -39,6 +40,12 @@ class _Host:
 
     def alive(self) -> Collection[NodeName]:
         return self._node.directory.alive.keys()
+
+    def cordoned(self) -> Collection[NodeName]:
+        return {name for name, node in self._node.directory.nodes.items() if node.cordoned}
+
+    def draining(self) -> Collection[NodeName]:
+        return {name for name, node in self._node.directory.nodes.items() if node.draining}
 
     def policy(self, spec: VolumeSpec) -> Policy:
         return self._node.policies.of(spec)
@@ -153,22 +160,33 @@ class ReplicatorService(Service):
             return
         await other.delete(name, force=force)
         try:
-            async with asyncio.timeout(GONE_S):
+            async with asyncio.timeout(PATIENCE_S):
                 while name in await other.ids():  # noqa: ASYNC110 - other nodes do it.
-                    await asyncio.sleep(0.1)
+                    await asyncio.sleep(POLL_S)
         except TimeoutError:
             raise ConflictError(
-                f"Volume {name} is not gone within {GONE_S:.0f} s; it is being deleted still.",
+                f"Volume {name} is not gone within {PATIENCE_S:.0f} s; it is being deleted still.",
                 hint=f"`holdfast explain {name}` tells what it waits for.",
             ) from None
 
     async def promote(self, name: str, node: NodeName, *, force: bool = False) -> Json:
-        """Let another node use a volume."""
+        """Let another node use a volume; returns when it does, or refuses to wait longer."""
         other = await self._replicators.of(name)
         if other is None:
             return await super().promote(name, node, force=force)
         await other.promote(name, node, force=force)
-        return await other.volume(name)
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                status = await other.volume(name)
+                while status["attached"] != node:
+                    await asyncio.sleep(POLL_S)
+                    status = await other.volume(name)
+        except TimeoutError:
+            raise ConflictError(
+                f"Node {node} does not have volume {name} within {PATIENCE_S:.0f} s; it goes on trying.",
+                hint=f"`holdfast explain {name}` tells what it waits for.",
+            ) from None
+        return status
 
     async def evict(self, name: str, node: NodeName) -> Json:
         """Replace what a node holds of a volume."""
@@ -177,6 +195,12 @@ class ReplicatorService(Service):
             return await super().evict(name, node)
         await other.evict(name, node)
         return await other.volume(name)
+
+    async def _drain_plan(self) -> list[Json]:
+        plan = await super()._drain_plan()
+        for replicator in self._replicators.opened.values():
+            plan += await replicator.drain_plan(self._node.name)
+        return sorted(plan, key=lambda step: str(step["volume"]))
 
     async def move(self, name: str, source: NodeName, target: NodeName) -> Json:
         """Move a copy; other replicators choose the place themselves."""

@@ -109,13 +109,16 @@ class Service:
     async def drain(self, *, dry_run: bool) -> Json:
         """Begin to move all copies of this node to others."""
         node = self._node
-        directory = node.directory
-        groups = {volume: record for volume, (record, _) in directory.groups.items()}
-        plan = drain_plan(node.name, directory.specs, groups, directory.alive)
+        plan = await self._drain_plan()
         if not dry_run:
             refuse_to_lower(node.name, plan)
             await node.set_cordoned(cordoned=True, draining=True)
         return {"node": node.name, "draining": node.draining, "plan": plan}
+
+    async def _drain_plan(self) -> list[Json]:
+        directory = self._node.directory
+        groups = {volume: record for volume, (record, _) in directory.groups.items()}
+        return drain_plan(self._node.name, directory.specs, groups, directory.alive)
 
     async def stop(self, *, handover: bool) -> None:
         """Begin a clean stop."""

@@ -26,6 +26,7 @@ from holdfast_transport_nvmeof.kernel.steps import Connect, Step, StepError, car
 from holdfast_transport_nvmeof.kernel.target import plan_target
 from holdfast_transport_nvmeof.md import machine
 from holdfast_transport_nvmeof.md.consuming import imports, plan_consuming, uses
+from holdfast_transport_nvmeof.md.draining import plan_draining
 from holdfast_transport_nvmeof.md.members import User
 from holdfast_transport_nvmeof.md.model import (
     MdNode,
@@ -62,6 +63,9 @@ class Around:
     policy_of: Callable[[MdVolume], Policy]
     alive: Callable[[], frozenset[NodeName]]
     note: Note
+    cordoned: Callable[[], frozenset[NodeName]] = frozenset
+    draining: Callable[[], bool] = bool
+    """Whether this node is to give its members and its volumes to others."""
 
 
 class Agent:
@@ -179,14 +183,17 @@ class Agent:
         done |= await self._carry_out_imports(volumes, seen)
         if done:
             return True
-        alive = {name: node for name, node in self.nodes.items() if name in self.around.alive()}
+        able = self.around.alive() - self.around.cordoned()
+        takers = {name: node for name, node in self.nodes.items() if name in able}
         for volume, version in list(self.volumes.values()):
             if volume.name in self.errors:
                 continue
-            plan = plan_providing(volume, self.home, seen, alive, self.busy)
+            plan = plan_providing(volume, self.home, seen, takers, self.busy)
             if plan is None:
                 policy = self.around.policy_of(volume)
-                plan = plan_consuming(volume, self.user, seen, alive, policy)
+                plan = plan_consuming(volume, self.user, seen, takers, policy)
+            if plan is None and self.around.draining():
+                plan = plan_draining(volume, self.me, takers, seen.now)
             if plan is not None:
                 done |= await self._carry_out(volume, version, plan)
         return done

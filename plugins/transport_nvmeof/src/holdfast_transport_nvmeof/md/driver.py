@@ -18,16 +18,16 @@ from holdfast.interfaces.state import Entry, StateStore
 from holdfast.units import MIB, NodeName, VolumeId, format_size
 from holdfast_transport_nvmeof.md import inventory, machine
 from holdfast_transport_nvmeof.md.agent import NODES, VOLUMES, Agent, Around
+from holdfast_transport_nvmeof.md.draining import drain_steps
 from holdfast_transport_nvmeof.md.explain import explained
 from holdfast_transport_nvmeof.md.model import (
     NOBODY,
-    MdMember,
     MdNode,
     MdVolume,
     MemberState,
 )
 from holdfast_transport_nvmeof.md.options import MdOptions
-from holdfast_transport_nvmeof.md.placing import first_members, place_again
+from holdfast_transport_nvmeof.md.placing import first_members, moved_away
 from holdfast_transport_nvmeof.md.status import told
 from holdfast_transport_nvmeof.md.volume_options import SIZE_BYTES_MIN, volume_options
 
@@ -51,6 +51,8 @@ class MdReplicator:
             store=host.store,
             policy_of=lambda volume: host.policy(volume.spec),
             alive=lambda: frozenset(host.alive()),
+            cordoned=lambda: frozenset(host.cordoned()),
+            draining=lambda: host.name in host.draining(),
             note=lambda volume, kind, words: host.note(volume.spec, volume.epoch, kind, words),
         )
         self.agent = Agent(around, options)
@@ -73,7 +75,7 @@ class MdReplicator:
         """Explain a volume's state."""
         volume, _ = await self._read(name)
         policy = self._host.policy(volume.spec)
-        nodes = await self._nodes()
+        nodes = await self._takers()
         return explained(volume, self._host.alive(), nodes, policy, time.time())
 
     async def _read(self, name: str) -> tuple[MdVolume, Entry]:
@@ -86,6 +88,14 @@ class MdReplicator:
         """Return the living nodes that run this replicator."""
         nodes = [MdNode.from_bytes(entry.value) for entry in await self._store.list(NODES)]
         return {node.name: node for node in nodes if node.name in self._host.alive()}
+
+    async def _takers(self) -> dict[NodeName, MdNode]:
+        """Return those of them that may take new members."""
+        cordoned = self._host.cordoned()
+        return {
+            name: attrs.evolve(node, lacks="it is cordoned.") if name in cordoned else node
+            for name, node in (await self._nodes()).items()
+        }
 
     # -- changing ----------------------------------------------------------------------------------
 
@@ -118,7 +128,7 @@ class MdReplicator:
             labels=request.get("labels") or {},
             **attrs.asdict(options),
         )
-        volume = first_members(volume, await self._nodes(), time.time())
+        volume = first_members(volume, await self._takers(), time.time())
         try:
             await self._store.compare_and_set(f"name/{volume.name}", volume.id.encode(), None)
         except StateConflictError:
@@ -206,28 +216,20 @@ class MdReplicator:
 
     async def evict(self, name: str, node: NodeName) -> None:
         """Replace a node's members by others elsewhere, which are in sync before these go."""
-        nodes = await self._nodes()
+        nodes = await self._takers()
 
         def evicted(volume: MdVolume) -> MdVolume:
-            leaving = [m for m in volume.members if m.node == node]
-            if not leaving:
+            if not any(m.node == node for m in volume.members):
                 raise NotFoundError(f"Node {node} has no copy of {name}.")
-            done = volume
-            for member in leaving:
-                target = place_again(done, member.slot, nodes, avoid=(node,))
-                if target is None:
-                    raise ConflictError(f"No other node can take the copy of {name} on {node}.")
-                lost = member.state is MemberState.MISSING
-                new = MdMember(
-                    str(uuid.uuid4()), member.slot, target, since=time.time(),
-                    replaces="" if lost else member.id,
-                )  # fmt: skip
-                done = done.with_member(new)
-                if lost:
-                    done = done.with_member(attrs.evolve(member, state=MemberState.FAULTY))
-            return done
+            return moved_away(volume, node, nodes, time.time())
 
         await self._edit(name, evicted)
+
+    async def drain_plan(self, node: NodeName) -> Sequence[Json]:
+        """Return what draining a node does to md volumes."""
+        entries = await self._store.list(VOLUMES)
+        volumes = [MdVolume.from_bytes(entry.value) for entry in entries]
+        return drain_steps(volumes, node, await self._takers())
 
     async def _edit(self, name: str, change: Callable[[MdVolume], MdVolume]) -> None:
         while True:

@@ -80,6 +80,8 @@ class MdStatus:
     sync: str = ""
     """Such as `45.2%`; empty when nothing is synced."""
     device: str = ""
+    size_bytes: int = 0
+    """Of the device, which grows after its members."""
     mounted: str = ""
     error: str = ""
     """What stopped the last attempt to do something; empty when nothing did."""

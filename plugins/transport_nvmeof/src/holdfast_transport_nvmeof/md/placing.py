@@ -92,12 +92,56 @@ def place_again(
         for member in volume.members
         if member.state not in GONE and member.slot % volume.mirrors != slot % volume.mirrors
     }
+    held = [member.node for member in volume.members if member.state not in GONE]
     able = [
         node
         for node in nodes.values()
-        if fits(node, volume) and node.name not in others and node.name not in avoid
+        # No drive takes two members of a volume.
+        if fits(node, volume, 1 + held.count(node.name))
+        and node.name not in others
+        and node.name not in avoid
     ]
     able.sort(
         key=lambda each: (each.name != volume.consumer, -max(_fitting(each, volume)), each.name)
     )
     return able[0].name if able else None
+
+
+def moved_away(
+    volume: MdVolume, node: NodeName, nodes: Mapping[NodeName, MdNode], now: float
+) -> MdVolume:
+    """Return the volume with new members elsewhere in the place of those on `node`.
+
+    Those that serve go when the new ones are in sync; those that are missing are given up.
+
+    Raises:
+        ConflictError: No other node can take one of them.
+    """
+    done = volume
+    for member in volume.members:
+        if member.node != node or member.state in GONE:
+            continue
+        target = place_again(done, member.slot, nodes, avoid=(node,))
+        if target is None:
+            raise ConflictError(
+                f"No other node can take the copy of {volume.name} on {node}.",
+                hint="; ".join(f"{n}: {w}" for n, w in sorted(reasons(volume, nodes).items())),
+            )
+        lost = member.state is MemberState.MISSING
+        replaces = "" if lost else member.id
+        done = done.with_member(
+            MdMember(str(uuid.uuid4()), member.slot, target, since=now, replaces=replaces)
+        )
+        if lost:
+            done = done.with_member(attrs.evolve(member, state=MemberState.FAULTY))
+    return done
+
+
+def heir(volume: MdVolume, node: NodeName, nodes: Mapping[NodeName, MdNode]) -> NodeName | None:
+    """Return who is to use a volume instead of `node`: who has a copy, else who can take one."""
+    holding = sorted(m.node for m in volume.members if m.state is MemberState.SYNCED)
+    for each in holding:
+        if each != node and each in nodes:
+            return each
+    slots = [m.slot for m in volume.members if m.node == node]
+    return place_again(volume, slots[0], nodes, avoid=(node,)) if slots else None
