@@ -113,7 +113,7 @@ explore: $(VENV)/.developer
 	@$(BIN)/python -m holdfast.testing.explorer $(EXPLORE)
 
 # Root, QEMU and some minutes; the kernel is Debian's, the programs are this machine's.
-GUEST ?= plugins/transport_nvmeof/tests/test_md_kernel.py plugins/transport_nvmeof/tests/test_kernel.py
+GUEST ?= $(addprefix plugins/transport_nvmeof/tests/,test_md_kernel.py test_kernel.py test_nvmet.py)
 .PHONY: guest
 guest: setup
 	$(BIN)/python -m tests.guest $(abspath $(BIN))/python -m pytest -p no:cacheprovider -q $(GUEST)

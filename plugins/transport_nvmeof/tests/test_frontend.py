@@ -5,27 +5,32 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import re
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
+from plugins.transport_nvmeof.tests.test_authentication import text_of
 
-from holdfast.errors import UnavailableError
+from holdfast.errors import RemoteProtocolError, UnavailableError
 from holdfast.interfaces.frontend import PathState
 from holdfast.messages import RequestKind
 from holdfast.testing.memory_volume import MemoryVolumeProvider
 from holdfast.units import MIB
 from holdfast_transport_nvmeof import NvmeTcpFrontend, NvmeTcpFrontendDriver, NvmeTcpOptions
 from holdfast_transport_nvmeof.commands import IoOpcode
+from holdfast_transport_nvmeof.dhchap import Secret
 from holdfast_transport_nvmeof.fabrics import DISCOVERY_NQN
 from holdfast_transport_nvmeof.identify import Cns, Oaes
-from holdfast_transport_nvmeof.initiator import NvmeStatusError, NvmeTcpHost
+from holdfast_transport_nvmeof.initiator import NvmeTcpHost
 from holdfast_transport_nvmeof.logpages import LogPage, Subtype
 from holdfast_transport_nvmeof.namespace import AnaState, nqn_of
 from holdfast_transport_nvmeof.options import split_address
-from holdfast_transport_nvmeof.status import ConnectStatus, Status
+from holdfast_transport_nvmeof.status import ConnectStatus, NvmeStatusError, Status
 
 pytestmark = pytest.mark.anyio
 SIZE = 64 * MIB
@@ -42,11 +47,8 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, object
 async def serving(
     provider: MemoryVolumeProvider, **options: object
 ) -> AsyncIterator[NvmeTcpFrontend]:
-    chosen = NvmeTcpOptions(
-        listen="127.0.0.1:0",
-        discovery_listen="127.0.0.1:0",
-        **options,  # type: ignore[arg-type]
-    )
+    options = {"listen": "127.0.0.1:0", "discovery_listen": "127.0.0.1:0", **options}
+    chosen = NvmeTcpOptions(**options)  # type: ignore[arg-type]
     frontend = await NvmeTcpFrontendDriver.open(chosen, provider)
     try:
         with anyio.fail_after(DEADLINE_S):
@@ -228,6 +230,76 @@ async def test_who_may_connect_is_said_in_the_refusal() -> None:
             assert caught.value.status == ConnectStatus.CONNECT_INVALID_PARAMETERS
 
 
+async def test_hosts_authenticate_where_there_is_a_file_of_secrets(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    known, own, wrong = (Secret(bytes([n]) * 32) for n in range(3))
+    path = tmp_path / "secrets"
+    path.touch(mode=0o600)
+    nqn = "nqn.2014-08.org.example:host"
+    path.write_text(f"{nqn} {text_of(known.key)} {text_of(own.key)}\n")
+    as_known: dict[str, Any] = {"host": nqn, "secret": known, "controller_secret": own}
+    async with serving(volumes(), dhchap_file=str(path)) as frontend:
+        for digests in (0, 3):
+            async with connected(frontend, queues=2, digests=digests, **as_known) as host:
+                await host.write(0, b"a" * 4096)
+                assert await host.read(0, 4096) == b"a" * 4096
+        async with connected(frontend, DISCOVERY_NQN, host=nqn) as host:
+            assert len(await host.discover()) == 1, "a known name is enough to be told"
+        with pytest.raises(NvmeStatusError, match="CONNECT_INVALID_HOST"):
+            async with connected(frontend, DISCOVERY_NQN):
+                pass
+        refused: list[tuple[dict[str, Any], str]] = [
+            ({"secret": None}, "AUTHENTICATION_REQUIRED"),
+            ({"host": "nqn.2014-08.org.example:other"}, "CONNECT_INVALID_HOST"),
+            ({"secret": wrong}, "AUTHENTICATION_FAILED"),
+            ({"controller_secret": wrong}, "does not know its own secret"),
+        ]
+        for change, why in refused:
+            with pytest.raises((NvmeStatusError, RemoteProtocolError), match=why):
+                async with connected(frontend, **{**as_known, **change}):
+                    pass
+        await until(lambda: frontend.metrics()["connections"] == 0)
+        assert "did not authenticate: AUTHENTICATION_FAILED" in caplog.text
+        path.write_text(f"{nqn} {text_of(wrong.key)}\n")
+        async with connected(frontend, host=nqn, secret=wrong) as host:
+            assert await host.read(0, 512) == b"a" * 512
+        path.chmod(0o644)
+        with pytest.raises(NvmeStatusError, match="CONNECT_CONTROLLER_BUSY"):
+            async with connected(frontend, host=nqn, secret=wrong):
+                pass
+        assert "may be read by others" in caplog.text
+    for secret in (known, own, wrong):
+        assert text_of(secret.key)[12:40] not in caplog.text
+
+
+async def test_a_host_that_reconnects_goes_on_where_it_was() -> None:
+    provider = volumes()
+    options: dict[str, Any] = {"queues": 2, "reconnect_s": DEADLINE_S}
+    async with serving(provider) as first, connected(first, **options) as host:
+        await host.write(0, b"1" * 4096)
+        provider.volumes["db"].hold()
+        writing = asyncio.ensure_future(host.write(4096, b"2" * 4096))
+        await until(lambda: provider.volumes["db"].served[RequestKind.WRITE] == 2)
+        await first.aclose()
+        provider.volumes["db"].release()
+        async with serving(provider, listen=first.address):
+            await writing
+            assert await host.read(0, 8192) == b"1" * 4096 + b"2" * 4096
+            with pytest.raises(NvmeStatusError, match="LBA_OUT_OF_RANGE"):
+                await host.read(SIZE, 512)
+            assert len(host.queues) == 2
+
+
+async def test_a_silent_controller_is_given_up() -> None:
+    async with serving(volumes()) as frontend, connected(frontend, kato_ms=200) as host:
+        (connection,) = (c for c in frontend._connections if c.queue.io is None)
+        connection._transport.pause_reading()
+        await host.admin.closed.wait()
+        with pytest.raises(ConnectionError):
+            await host.read(0, 512)
+
+
 async def test_reservations_are_offered_when_switched_on() -> None:
     keys = struct.pack("<QQ", 0, 42)
     async with serving(volumes()) as frontend, connected(frontend) as host:
@@ -280,11 +352,30 @@ async def test_a_hostile_host_is_told_why_and_disconnected(
             term = await reader.readexactly(24)
             assert (term[0], term[8], term[10]) == (3, 1, 4)
         assert "PLEN" in caplog.text
+        assert "is terminated" in caplog.text
         writer.close()
         await writer.wait_closed()
         await until(lambda: frontend.metrics()["connections"] == 0)
         async with connected(frontend) as host:
             assert await host.read(0, 512) == bytes(512)
+
+
+async def test_commands_that_fail_are_told_of_in_the_log_but_do_not_fill_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "holdfast.nvme_tcp")
+    async with serving(volumes()) as frontend:
+        async with connected(frontend) as host:
+            await host.write(0, b"a" * 512)
+            for _ in range(50):
+                with pytest.raises(NvmeStatusError, match="LBA_OUT_OF_RANGE"):
+                    await host.write(SIZE, b"b" * 512)
+            assert await host.read(0, 512) == b"a" * 512
+        await until(lambda: frontend.metrics()["connections"] == 0)
+        told = [line for line in caplog.messages if "LBA_OUT_OF_RANGE" in line]
+        assert 1 <= len(told) < 50
+        assert sum(int(re.findall(r"(\d+) command", line)[0]) for line in told) == 50
+        assert frontend.metrics()["errors_total"] == 50
 
 
 async def test_who_connects_no_queue_is_sent_away() -> None:

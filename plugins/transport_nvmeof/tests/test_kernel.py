@@ -18,7 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from plugins.transport_nvmeof.tests.test_authentication import text_of
 
+from holdfast.messages import RequestKind
 from holdfast.testing.memory_volume import MemoryVolume, MemoryVolumeProvider
 from holdfast.units import MIB
 from holdfast_transport_nvmeof import NvmeTcpFrontend, NvmeTcpFrontendDriver, NvmeTcpOptions
@@ -58,16 +60,16 @@ def until(found: Callable[[], Path | None], what: str) -> Path:
     raise AssertionError(f"{what} did not appear")
 
 
-@pytest.fixture
-def target() -> Iterator[tuple[NvmeTcpFrontend, MemoryVolume]]:
+@contextmanager
+def serving(**options: object) -> Iterator[tuple[NvmeTcpFrontend, MemoryVolume]]:
     """Serve one volume from a thread of its own: the test waits for the kernel."""
     provider = MemoryVolumeProvider()
     volume = provider.add("kernel", SIZE)
-    options = NvmeTcpOptions(listen="127.0.0.1:0", discovery_listen="127.0.0.1:0")
+    options = {"listen": "127.0.0.1:0", "discovery_listen": "127.0.0.1:0", **options}
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    opening = NvmeTcpFrontendDriver.open(options, provider)
+    opening = NvmeTcpFrontendDriver.open(NvmeTcpOptions(**options), provider)  # type: ignore[arg-type]
     frontend = asyncio.run_coroutine_threadsafe(opening, loop).result(DEADLINE_S)
     try:
         yield frontend, volume
@@ -76,6 +78,12 @@ def target() -> Iterator[tuple[NvmeTcpFrontend, MemoryVolume]]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+@pytest.fixture
+def target() -> Iterator[tuple[NvmeTcpFrontend, MemoryVolume]]:
+    with serving() as served:
+        yield served
 
 
 @contextmanager
@@ -139,3 +147,27 @@ def test_fio_finds_what_it_wrote(target: tuple[NvmeTcpFrontend, MemoryVolume]) -
             "--bs=16k", "--direct=1", "--ioengine=libaio", "--iodepth=16", "--verify=crc32c",
             "--verify_fatal=1", "--verify_state_save=0",
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["sha256", "sha384", "sha512"])
+@pytest.mark.parametrize("group", ["null", "ffdhe2048", "ffdhe3072", "ffdhe8192"])
+def test_the_kernel_and_a_volume_authenticate_each_other(
+    kind: str, group: str, tmp_path: Path
+) -> None:
+    host, own = (text_of(bytes([n]) * 48, "02") for n in range(2))
+    secrets = tmp_path / "secrets"
+    secrets.touch(mode=0o600)
+    secrets.write_text(f"{HOST[1]} {host} {own}\n")
+    chosen = {"dhchap_hashes": (kind,), "dhchap_groups": (group,)}
+    with serving(dhchap_file=str(secrets), **chosen) as (frontend, volume):
+        with attached(frontend, "-S", host, "-C", own, "--nr-io-queues", "2") as device:
+            run("dd", "if=/dev/zero", f"of={device}", "bs=64k", "count=4", "oflag=direct")
+            assert volume.served[RequestKind.WRITE]
+        if (kind, group) != ("sha256", "ffdhe2048"):
+            return
+        address, port = split_address(frontend.discovery_address)
+        where = ("-t", "tcp", "-a", address, "-s", str(port), *HOST)
+        assert nqn_of("kernel") in run("nvme", "discover", *where)
+        for secrets_given in ((), ("-S", own), ("-S", host, "-C", host)):
+            with pytest.raises(AssertionError), attached(frontend, *secrets_given):
+                pass

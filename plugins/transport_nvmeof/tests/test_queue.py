@@ -7,23 +7,26 @@ import struct
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plugins.transport_nvmeof.tests.machines import SIZE, Target, joined
+from plugins.transport_nvmeof.tests.machines import LIMITS, SIZE, Target, joined
 from plugins.transport_nvmeof.tests.test_pdu import split
 
 from holdfast.messages import Reply, RequestFlag, RequestKind
 from holdfast.units import KIB, MIB
 from holdfast_transport_nvmeof.commands import AD, DEAC, DSM_RANGE, FUA, Command, IoOpcode, SglType
+from holdfast_transport_nvmeof.fabrics import Connect
 from holdfast_transport_nvmeof.io_commands import IoCommands
 from holdfast_transport_nvmeof.namespace import AnaState
 from holdfast_transport_nvmeof.pdu import (
     DATA,
     FatalErrorStatus,
+    Framing,
     Offset,
     PduError,
     PduFlag,
     PduType,
+    ic_pdu,
 )
-from holdfast_transport_nvmeof.queue import Phase
+from holdfast_transport_nvmeof.queue import Phase, TargetQueue
 from holdfast_transport_nvmeof.status import DO_NOT_RETRY, STATUS_MASK, Status
 
 
@@ -376,3 +379,41 @@ def test_a_command_that_waits_for_room_can_be_aborted() -> None:
     assert status_of(answer) & STATUS_MASK == Status.COMMAND_ABORT_REQUESTED
     target.queue.answer([target.serve(request) for request in target.asked])
     assert [request.id & 0xFFFF for request in target.queue.take_requests()] == [2]
+
+
+IC_REQUEST = ic_pdu(PduType.IC_REQ, alignment=4, digests=0, maximum=0)
+
+
+@pytest.mark.parametrize("before", [b"", IC_REQUEST])
+@pytest.mark.parametrize("kind", [PduType.H2C_DATA, PduType.R2T, PduType.CAPSULE_RESP])
+def test_a_pdu_before_its_time_ends_the_connection(before: bytes, kind: PduType) -> None:
+    queue = TargetQueue(LIMITS)
+    raw = before + joined(Framing({}).pdu(kind, 0, bytes(16)))
+    with pytest.raises(PduError) as caught:
+        queue.parse(memoryview(raw), 0, len(raw))
+    assert caught.value.fes is FatalErrorStatus.PDU_SEQUENCE_ERROR
+
+
+def test_a_second_hello_ends_the_connection() -> None:
+    error = break_rules(Target(), IC_REQUEST)
+    assert error.fes is FatalErrorStatus.PDU_SEQUENCE_ERROR
+
+
+def test_a_command_before_connect_has_come_too_early() -> None:
+    queue = TargetQueue(LIMITS)
+    write = command(IoOpcode.WRITE)._replace(sgl_type=SglType.DATA_BLOCK_OFFSET)
+    raw = IC_REQUEST + joined(Framing({}).pdu(PduType.CAPSULE_CMD, 0, write.pack(), bytes(512)))
+    assert queue.parse(memoryview(raw), 0, len(raw)) == len(raw)
+    _, refused = split(joined(queue.take_output()))
+    assert status_of(refused) == Status.COMMAND_SEQUENCE_ERROR | DO_NOT_RETRY
+    assert (queue.io, queue.phase) == (None, Phase.CONNECT)
+
+
+@pytest.mark.parametrize("qid", [0, 1])
+def test_a_queue_cannot_be_connected_twice(qid: int) -> None:
+    target = Target(qid=qid)
+    connect = Connect(target.controller.facts.subsystem, "nqn.other", bytes(16), qid=1)
+    target.feed(capsule(target, connect.command(9), connect.data()))
+    (refused,) = answers(target)
+    assert status_of(refused) & STATUS_MASK == Status.INVALID_COMMAND_OPCODE
+    assert target.queue.question is None

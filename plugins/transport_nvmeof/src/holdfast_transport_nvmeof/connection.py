@@ -21,11 +21,14 @@ from holdfast.units import MIB
 from holdfast_transport_nvmeof.controller import Controller
 from holdfast_transport_nvmeof.pdu import PduError
 from holdfast_transport_nvmeof.queue import Phase, TargetQueue
+from holdfast_transport_nvmeof.status import name_of_status
 
 _log = logging.getLogger("holdfast.nvme_tcp")
 
 UNSENT_BYTES_MAX = 8 * MIB
 """Answers waiting for the host beyond which nothing more is read from it."""
+SILENCE_S = 1.0
+"""After a line about failed commands of one queue."""
 TERM_PATIENCE_S = 5.0
 """How long a host may take to close after a termination request; the specification says 30 s at most."""
 _KEEPALIVE = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
@@ -72,6 +75,9 @@ class Connection(asyncio.BufferedProtocol):
     _is_clogged: bool = False
     """The host does not take its answers."""
     _is_processing: bool = False
+    _errors_told: int = 0
+    _silent_until: float = 0.0
+    """Failed commands are not logged before; times of the loop's clock."""
     _is_terminating: bool = False
     """A termination request was sent; what still comes is dropped."""
 
@@ -112,6 +118,7 @@ class Connection(asyncio.BufferedProtocol):
         """Forget the host; answers that are still to come go nowhere."""
         self.is_open = False
         self._disarm()
+        self._tell_errors(is_last=True)
         self.owner.on_disconnected(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -156,6 +163,8 @@ class Connection(asyncio.BufferedProtocol):
                 if requests:
                     self.owner.on_requests(self, requests)
                 self.flush()
+                if self._timer is not None and queue.phase is Phase.LIVE:
+                    self._disarm()
                 if queue.question is None:
                     break
                 self._steer_reading()
@@ -174,8 +183,6 @@ class Connection(asyncio.BufferedProtocol):
     def answered(self) -> None:
         """Send the answer that was given to Connect, and go on."""
         if self.is_open:
-            if self.queue.phase is Phase.LIVE:
-                self._disarm()
             self.flush()
             self._steer_reading()
             self._process()
@@ -212,6 +219,22 @@ class Connection(asyncio.BufferedProtocol):
         output = self.queue.take_output()
         if output:
             transport.writelines(output)
+        if self.queue.wire.errors_sent != self._errors_told:
+            self._tell_errors()
+
+    def _tell_errors(self, *, is_last: bool = False) -> None:
+        """Log commands that failed: the first at once, those of the next second in one line."""
+        wire, now = self.queue.wire, self._loop.time()
+        count = wire.errors_sent - self._errors_told
+        if not count or (now < self._silent_until and not is_last):
+            return
+        self._errors_told, self._silent_until = wire.errors_sent, now + SILENCE_S
+        cid, status = wire.last_error
+        name = name_of_status(status, is_fabrics=self.queue.phase is not Phase.LIVE)
+        _log.info(
+            "NVMe/TCP host %s: %d command%s of queue %d failed, CID %d last: %s.",
+            *(self.peer, count, "" if count == 1 else "s", wire.qid, cid, name),
+        )
 
     # --- the end ---------------------------------------------------------------------------
 
@@ -248,7 +271,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _on_timeout(self) -> None:
         self._timer = None
-        self.hang_up(f"It connected no queue within {self.connect_timeout_s:g} s.")
+        self.hang_up(f"It has no queue after {self.connect_timeout_s:g} s.")
 
     def _disarm(self) -> None:
         if self._timer is not None:

@@ -12,29 +12,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import ClassVar
 from urllib.parse import quote
 
 import attrs
 
-from holdfast.errors import HoldfastError, NotFoundError, UnavailableError
+from holdfast.errors import ConfigError, HoldfastError, NotFoundError, UnavailableError
 from holdfast.interfaces.frontend import VolumeProvider
 from holdfast.messages import Request
 from holdfast.model import VolumeSpec
+from holdfast_transport_nvmeof import secrets_file
+from holdfast_transport_nvmeof.authentication import ControllerAuthentication
 from holdfast_transport_nvmeof.connecting import (
     RefusalError,
+    admit,
     check_admin,
-    check_host,
     check_size,
     invalid_data,
+    new_controller,
 )
 from holdfast_transport_nvmeof.connection import Connection
 from holdfast_transport_nvmeof.controller import Controller, Notice
 from holdfast_transport_nvmeof.discovery import FRONTEND, listed
 from holdfast_transport_nvmeof.fabrics import (
-    CNTLID_MAX,
     DISCOVERY_NQN,
     IPO_CNTLID,
     IPO_HOSTNQN,
@@ -42,13 +43,12 @@ from holdfast_transport_nvmeof.fabrics import (
     IPO_SUBNQN,
     Connect,
 )
-from holdfast_transport_nvmeof.identify import ControllerFacts, ControllerType
 from holdfast_transport_nvmeof.io_commands import QueueLimits
 from holdfast_transport_nvmeof.namespace import Namespace, nqn_of, volume_of
 from holdfast_transport_nvmeof.options import NvmeTcpOptions, bracketed, split_address
 from holdfast_transport_nvmeof.queue import TargetQueue
 from holdfast_transport_nvmeof.reservations import Reservations
-from holdfast_transport_nvmeof.status import ConnectStatus, Status
+from holdfast_transport_nvmeof.status import ConnectStatus, Status, name_of_status
 from holdfast_transport_nvmeof.subsystem import Subsystem
 
 _log = logging.getLogger("holdfast.nvme_tcp")
@@ -73,8 +73,11 @@ class NvmeTcpFrontendDriver:
         """Listen, and return the frontend.
 
         Raises:
+            ConfigError: The file of secrets is not usable.
             UnavailableError: An address cannot be had.
         """
+        if options.dhchap_file:
+            secrets_file.read(options.dhchap_file)
         frontend = NvmeTcpFrontend(options, provider)
         try:
             await frontend.listen()
@@ -293,31 +296,39 @@ class NvmeTcpFrontend:
         if not connection.is_open:
             return
         try:
-            check_host(question, self.options)
+            # The name has to be a known one, but is not proved: nvme-cli gives the kernel no secret
+            # for discovery. What is told lets nobody in.
+            admit(question, self.options)
             check_admin(question)
-            controller = self._controller(question, ControllerType.DISCOVERY, None)
-        except RefusalError as refusal:
+        except (RefusalError, ConfigError) as refusal:
             self._refuse(connection, question, refusal)
-        else:
-            controller.log.change(entries)
-            self._discovery.add(connection)
-            self._accept(connection, controller)
+            return
+        controller = new_controller(question, self.options)
+        controller.log.change(entries)
+        self._discovery.add(connection)
+        self._accept(connection, controller, None)
 
     def _decide(self, connection: Connection, question: Connect, spec: VolumeSpec | None) -> None:
         try:
-            check_host(question, self.options)
+            authentication = admit(question, self.options)
             check_size(question, self.options)
             if question.qid:
-                self._join(connection, question)
+                self._join(connection, question, authentication)
             else:
                 if spec is None:
                     raise invalid_data(IPO_SUBNQN)
                 check_admin(question)
-                self._begin(connection, question, spec)
-        except RefusalError as refusal:
+                self._begin(connection, question, spec, authentication)
+        except (RefusalError, ConfigError) as refusal:
             self._refuse(connection, question, refusal)
 
-    def _begin(self, connection: Connection, question: Connect, spec: VolumeSpec) -> None:
+    def _begin(
+        self,
+        connection: Connection,
+        question: Connect,
+        spec: VolumeSpec,
+        authentication: ControllerAuthentication | None,
+    ) -> None:
         """Make a controller for an admin queue."""
         subsystem = self._subsystems.get(spec.name)
         if subsystem is None:
@@ -327,14 +338,19 @@ class NvmeTcpFrontend:
             subsystem = Subsystem(spec, space, self._open_session)
             subsystem.follow(self.provider.path(spec.name))
             self._subsystems[spec.name] = subsystem
-        controller = self._controller(question, ControllerType.IO, subsystem)
+        controller = new_controller(question, self.options, subsystem)
         subsystem.controllers[controller.facts.cntlid] = connection
-        self._accept(connection, controller)
+        self._accept(connection, controller, authentication)
 
     def _is_alone(self) -> bool:
         return not self.provider.addresses(FRONTEND)
 
-    def _join(self, connection: Connection, question: Connect) -> None:
+    def _join(
+        self,
+        connection: Connection,
+        question: Connect,
+        authentication: ControllerAuthentication | None,
+    ) -> None:
         """Add an I/O queue to its controller."""
         subsystem = self._subsystems.get(volume_of(question.subsystem) or "")
         if subsystem is None:
@@ -354,42 +370,16 @@ class NvmeTcpFrontend:
                 raise RefusalError(Status.COMMAND_SEQUENCE_ERROR)
         number = subsystem.next_number()
         subsystem.queues[number] = connection
-        connection.queue.accept(controller, number)
+        connection.queue.accept(controller, number, authentication)
         connection.answered()
 
-    def _controller(
-        self, question: Connect, kind: ControllerType, subsystem: Subsystem | None
-    ) -> Controller:
-        taken = set(subsystem.controllers) if subsystem is not None else set()
-        while (cntlid := 1 + secrets.randbelow(CNTLID_MAX)) in taken:
-            pass  # Drawn, not counted, so that those of other nodes hardly ever are the same.
-        space = None if subsystem is None else subsystem.namespace
-        facts = ControllerFacts(
-            cntlid=cntlid,
-            kind=kind,
-            subsystem=space.nqn if space is not None else DISCOVERY_NQN,
-            serial=space.serial if space is not None else "discovery",
-            entries_max=self.options.queue_entries,
-            in_capsule_bytes=self.options.in_capsule_bytes,
-            has_reservations=space is not None and space.offers_reservations,
-        )
-        controller = Controller(
-            facts,
-            host=question.host,
-            host_id=question.host_id,
-            queues_max=self.options.queues_max,
-            kato_ms=question.kato_ms,
-            namespace=space,
-            seen_at=asyncio.get_running_loop().time(),
-        )
-        if subsystem is not None:
-            controller.counters = subsystem.counters
-            controller.siblings = lambda: list(subsystem.controllers)
-            controller.abort_io = lambda qid, cid: subsystem.abort(controller, qid, cid)
-        return controller
-
-    def _accept(self, connection: Connection, controller: Controller) -> None:
-        connection.queue.accept(controller)
+    def _accept(
+        self,
+        connection: Connection,
+        controller: Controller,
+        authentication: ControllerAuthentication | None,
+    ) -> None:
+        connection.queue.accept(controller, authentication=authentication)
         facts = controller.facts
         _log.info(
             "NVMe/TCP host %s at %s: controller %d of %s begins.",
@@ -398,10 +388,17 @@ class NvmeTcpFrontend:
         connection.answered()
         self._arm()
 
-    def _refuse(self, connection: Connection, question: Connect, refusal: RefusalError) -> None:
+    def _refuse(
+        self, connection: Connection, question: Connect, why: RefusalError | ConfigError
+    ) -> None:
+        if isinstance(why, ConfigError):
+            refusal, told = RefusalError(ConnectStatus.CONNECT_CONTROLLER_BUSY), f" {why.message}"
+        else:
+            refusal, told = why, ""
         _log.warning(
-            "NVMe/TCP host %s at %s: its Connect of queue %d of %s is refused with 0x%x.",
-            *(question.host, connection.peer, question.qid, question.subsystem, refusal.status),
+            "NVMe/TCP host %s at %s: its Connect of queue %d of %s is refused: %s.%s",
+            *(question.host, connection.peer, question.qid, question.subsystem),
+            *(name_of_status(refusal.status, is_fabrics=True), told),
         )
         connection.queue.refuse(refusal.status, refusal.dw0)
         connection.answered()

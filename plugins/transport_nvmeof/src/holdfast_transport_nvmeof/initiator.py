@@ -1,13 +1,14 @@
 """An NVMe/TCP host in user space over asyncio: connects to a subsystem and reads, writes, administers it.
 
 For tests of our target and of others, for measuring, and for programs on machines without the kernel's
-host. One connection per queue; commands go over the I/O queues in turn. It keeps itself alive, and it
-does not reconnect.
+host. One connection per queue; commands go over the I/O queues in turn. It keeps itself alive, gives a
+controller up that is silent, and connects anew where that is wanted.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import struct
 import uuid
 from collections.abc import Coroutine, Sequence
@@ -18,6 +19,12 @@ import attrs
 from holdfast.errors import UnavailableError
 from holdfast.messages import Payload
 from holdfast.units import SECTOR_BYTES
+from holdfast_transport_nvmeof.authentication import (
+    RECEIVED_BYTES,
+    HostAuthentication,
+    receive_command,
+    send_command,
+)
 from holdfast_transport_nvmeof.commands import (
     AD,
     DEAC,
@@ -28,6 +35,7 @@ from holdfast_transport_nvmeof.commands import (
     IoOpcode,
 )
 from holdfast_transport_nvmeof.controller import Feature
+from holdfast_transport_nvmeof.dhchap import AUTH_REQUIRED_MASK, Secret
 from holdfast_transport_nvmeof.fabrics import (
     DISCOVERY_NQN,
     DYNAMIC_CONTROLLER,
@@ -43,22 +51,12 @@ from holdfast_transport_nvmeof.host_connection import HostConnection
 from holdfast_transport_nvmeof.identify import Cns
 from holdfast_transport_nvmeof.logpages import DiscoveryEntry, LogPage
 from holdfast_transport_nvmeof.namespace import NSID
-from holdfast_transport_nvmeof.status import errno_of_status, name_of_status
+from holdfast_transport_nvmeof.status import ConnectStatus, NvmeStatusError
 
 CC_READY = 0x0046_0001
 """Enable; I/O entries of 64 and 16 bytes; 4 KiB pages; NVM command set."""
 CONNECT_PATIENCE_S = 10.0
-
-
-class NvmeStatusError(OSError):
-    """A command failed; `status` is its NVMe status, `errno` what a block device would say."""
-
-    def __init__(self, status: int, *, is_fabrics: bool = False) -> None:
-        """Keep the status beside the errno."""
-        name = name_of_status(status, is_fabrics=is_fabrics)
-        super().__init__(errno_of_status(status), f"the controller answered {name}")
-        self.status = status & 0x7FF
-        self.name = name
+RECONNECT_DELAY_S = 0.5
 
 
 @attrs.define(eq=False)
@@ -75,9 +73,17 @@ class NvmeTcpHost:
     admin: HostConnection = attrs.field(init=False)
     queues: list[HostConnection] = attrs.field(factory=list)
     transfer_bytes_max: int = 128 << 10
+    secret: Secret | None = attrs.field(default=None, repr=False)
+    """By which this host authenticates, where a controller asks for it."""
+    controller_secret: Secret | None = attrs.field(default=None, repr=False)
+    """By which the controller has to, then."""
     events: asyncio.Queue[int] = attrs.field(factory=asyncio.Queue)
     """Dword 0 of each asynchronous event, when `watch` was called."""
     _tasks: set[asyncio.Task[None]] = attrs.field(factory=set)
+    reconnect_s: float = 0.0
+    """How long a lost way to the controller is sought again, and the I/O commands that waited for an
+    answer are sent again then; 0: they fail at once."""
+    _seeking: asyncio.Lock = attrs.field(factory=asyncio.Lock, repr=False)
     _turn: int = 0
     _capsule_units: int = 0
     """IOCCSZ."""
@@ -96,11 +102,15 @@ class NvmeTcpHost:
         host: str = "",
         host_id: bytes = b"",
         sq_flow_control: bool = False,
+        secret: Secret | None = None,
+        controller_secret: Secret | None = None,
+        reconnect_s: float = 0.0,
     ) -> NvmeTcpHost:
         """Connect the admin queue and `queues` I/O queues, none for discovery.
 
         Raises:
             NvmeStatusError: The controller refused.
+            RemoteProtocolError: It did not authenticate, or did not believe this host.
             UnavailableError: Nothing answers there in time.
         """
         host_id = host_id or uuid.uuid4().bytes
@@ -108,7 +118,12 @@ class NvmeTcpHost:
         identity = Connect(
             subsystem, host, host_id, kato_ms=kato_ms, sq_flow_control=sq_flow_control
         )
-        self = cls(address, port, subsystem, identity, digests, entries)
+        self = cls(
+            *(address, port, subsystem, identity, digests, entries),
+            secret=secret,
+            controller_secret=controller_secret,
+            reconnect_s=reconnect_s,
+        )
         try:
             async with asyncio.timeout(CONNECT_PATIENCE_S):
                 await self._begin(queues if subsystem != DISCOVERY_NQN else 0)
@@ -127,10 +142,8 @@ class NvmeTcpHost:
         """Connect to what `nvme+tcp://HOST:PORT/NQN` names; raises as `connect`."""
         parts = urlsplit(uri)
         nqn = unquote(parts.path.removeprefix("/"))
-        address, port = parts.hostname or "127.0.0.1", parts.port or 4420
-        return await cls.connect(
-            address, port, nqn, queues=queues, digests=digests, host_id=host_id
-        )
+        where = (parts.hostname or "127.0.0.1", parts.port or 4420, nqn)
+        return await cls.connect(*where, queues=queues, digests=digests, host_id=host_id)
 
     async def _begin(self, queues: int) -> None:
         finished, self.admin = await self._queue(self.identity)
@@ -174,10 +187,39 @@ class NvmeTcpHost:
         if finished.status:
             connection.abort()
             raise NvmeStatusError(finished.status, is_fabrics=True)
+        if finished.dw0 & AUTH_REQUIRED_MASK:
+            await self._authenticate(connection)
         return finished, connection
 
-    async def _fabrics(self, command: Command) -> Finished:
-        finished = await self.admin.ask(command)
+    async def _authenticate(self, connection: HostConnection) -> None:
+        """Prove who this host is, and have the controller do so if its secret is known."""
+        if self.secret is None:
+            raise NvmeStatusError(ConnectStatus.AUTHENTICATION_REQUIRED, is_fabrics=True)
+        names = (self.identity.host, self.subsystem)
+        end = HostAuthentication(*names, self.secret, self.controller_secret)
+
+        async def send(message: bytes) -> None:
+            await self._fabrics(send_command(len(message)), message, by=connection)
+
+        async def receive() -> bytes:
+            got = await self._fabrics(receive_command(), by=connection, reads=RECEIVED_BYTES)
+            return bytes(got.data)
+
+        await send(end.negotiate())
+        await send(end.on_challenge(await receive()))
+        last = end.on_success1(await receive())
+        if last:
+            await send(last)
+
+    async def _fabrics(
+        self,
+        command: Command,
+        data: bytes = b"",
+        *,
+        by: HostConnection | None = None,
+        reads: int = 0,
+    ) -> Finished:
+        finished = await (by or self.admin).ask(command, data, reads)
         if finished.status:
             raise NvmeStatusError(finished.status, is_fabrics=True)
         return finished
@@ -188,12 +230,41 @@ class NvmeTcpHost:
         task.add_done_callback(self._tasks.discard)
 
     async def _keep_alive(self) -> None:
+        timeout_s = self.identity.kato_ms / 1000
         while self.admin.is_open:
-            await asyncio.sleep(self.identity.kato_ms / 2000)
+            await asyncio.sleep(timeout_s / 2)
             try:
-                await self.admin.ask(_command(AdminOpcode.KEEP_ALIVE, nsid=0))
-            except ConnectionError:
+                async with asyncio.timeout(timeout_s):
+                    await self.admin.ask(_command(AdminOpcode.KEEP_ALIVE, nsid=0))
+            except (ConnectionError, TimeoutError):
+                # Silent or gone: whatever waits for an answer is not to wait for ever.
+                for connection in (self.admin, *self.queues):
+                    if connection.is_open:
+                        connection.abort()
                 return
+
+    async def _find_again(self) -> None:
+        """Connect anew, once for all commands that wait for it.
+
+        Raises:
+            OSError: It is not wanted, or was not possible in time.
+        """
+        if not self.reconnect_s:
+            raise ConnectionResetError(errno.ECONNRESET, "The controller is gone.")
+        async with self._seeking:
+            if self.admin.is_open and all(queue.is_open for queue in self.queues):
+                return
+            count = len(self.queues)
+            async with asyncio.timeout(self.reconnect_s):
+                while True:
+                    await self.aclose()
+                    self.queues.clear()
+                    try:
+                        await self._begin(count)
+                    except (OSError, UnavailableError):
+                        await asyncio.sleep(RECONNECT_DELAY_S)
+                    else:
+                        return
 
     async def aclose(self) -> None:
         """Shut the controller down and close every connection. Idempotent."""
@@ -286,17 +357,21 @@ class NvmeTcpHost:
         return self.queues[self._turn].ask(command, data, reads)
 
     async def _do(self, command: Command, data: Payload = b"", reads: int = 0) -> Finished:
-        finished = await self.ask(command, data, reads)
-        if finished.status:
-            raise NvmeStatusError(finished.status)
-        return finished
+        while True:
+            try:
+                finished = await self.ask(command, data, reads)
+            except ConnectionError:
+                await self._find_again()
+                continue
+            if finished.status:
+                raise NvmeStatusError(finished.status)
+            return finished
 
     async def read(self, offset: int, length: int) -> bytes:
         """Return bytes; raises `NvmeStatusError`."""
         step = self.transfer_bytes_max
-        pieces = [
-            (at, min(step, offset + length - at)) for at in range(offset, offset + length, step)
-        ]
+        end = offset + length
+        pieces = [(at, min(step, end - at)) for at in range(offset, end, step)]
         parts = await asyncio.gather(
             *(self._do(_on_blocks(IoOpcode.READ, at, size), reads=size) for at, size in pieces)
         )
@@ -349,7 +424,12 @@ class NvmeTcpHost:
     ) -> bytes:
         """Send a reservation command; returns what Report reads; raises `NvmeStatusError`."""
         command = _command(opcode, cdw10=cdw10, cdw11=cdw11)
-        return bytes((await self._do(command, keys, reads)).data)
+        finished = await self.ask(
+            command, keys, reads
+        )  # Never twice: it would mean something else.
+        if finished.status:
+            raise NvmeStatusError(finished.status)
+        return bytes(finished.data)
 
     async def disconnect_queue(self, index: int) -> None:
         """End one I/O queue in order."""
@@ -358,9 +438,8 @@ class NvmeTcpHost:
         await connection.closed.wait()
 
 
-def _command(opcode: int, *, nsid: int = NSID, cdw10: int = 0, cdw11: int = 0, cdw12: int = 0,
-             cdw13: int = 0) -> Command:  # fmt: skip
-    return Command(opcode, 0, 0, nsid, 0, 0, 0, 0, 0, cdw10, cdw11, cdw12, cdw13)
+def _command(opcode: int, *, nsid: int = NSID, **cdws: int) -> Command:
+    return Command(opcode, 0, 0, nsid, 0, 0, 0, 0, 0)._replace(**cdws)
 
 
 def _on_blocks(opcode: int, offset: int, length: int, flags: int = 0) -> Command:

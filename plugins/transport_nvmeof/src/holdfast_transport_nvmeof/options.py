@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 
 from holdfast.units import KIB, MIB, REQUEST_BYTES_MAX
+from holdfast_transport_nvmeof.dhchap import Group, Hash
 
 NVME_TCP_PORT = 4420
 DISCOVERY_PORT = 8009
@@ -24,6 +25,13 @@ class NvmeTcpOptions:
     """`HOST:PORT` of further discovery controllers that this one tells of."""
     allowed_hosts: tuple[str, ...] = ()
     """NQNs of the hosts that may connect; empty for any."""
+    dhchap_file: str = attrs.field(default="", metadata={"path": True})
+    """File of DH-HMAC-CHAP secrets, mode 0600; with one every host has to authenticate. Empty for none."""
+    dhchap_hashes: tuple[str, ...] = ("sha256", "sha384", "sha512")
+    """Hash functions that hosts may authenticate with, the best first."""
+    dhchap_groups: tuple[str, ...] = ("ffdhe2048", "ffdhe3072", "null")
+    """Diffie-Hellman groups likewise; ffdhe4096, ffdhe6144 and ffdhe8192 hold the node up for a tenth of
+    a second or more at each Connect."""
     queues_max: int = attrs.field(default=16, validator=attrs.validators.in_(range(1, 129)))
     """I/O queues, each a connection, that one host may open per volume."""
     queue_entries: int = attrs.field(default=128, validator=attrs.validators.in_(range(32, 1025)))
@@ -50,10 +58,14 @@ class NvmeTcpOptions:
     """Offer reservations, which hold on this node alone; for hosts that use no other node's path."""
 
     def __attrs_post_init__(self) -> None:
-        """Refuse what is no address."""
+        """Refuse what is no address, hash or group."""
         optional = (self.discovery_listen, self.advertise, *self.referrals)
         for address in (self.listen, *filter(None, optional)):
             split_address(address)
+        for name, kind in (("dhchap_hashes", Hash), ("dhchap_groups", Group)):
+            chosen, known = getattr(self, name), [each.name.lower() for each in kind]
+            if not chosen or not set(chosen) <= set(known):
+                raise ValueError(f"{name} is {list(chosen)}; it takes some of {', '.join(known)}")
 
 
 def split_address(address: str) -> tuple[str, int]:

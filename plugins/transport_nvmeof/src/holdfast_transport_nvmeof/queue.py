@@ -17,6 +17,11 @@ from collections.abc import Sequence
 import attrs
 
 from holdfast.messages import Payload, Reply, Request
+from holdfast_transport_nvmeof.authentication import (
+    ControllerAuthentication,
+    Step,
+    is_authentication,
+)
 from holdfast_transport_nvmeof.commands import (
     SQE,
     AdminOpcode,
@@ -26,6 +31,7 @@ from holdfast_transport_nvmeof.commands import (
     SglType,
 )
 from holdfast_transport_nvmeof.controller import Controller
+from holdfast_transport_nvmeof.dhchap import AUTH_REQUIRED
 from holdfast_transport_nvmeof.fabrics import CONNECT_DATA_BYTES, Connect, FabricsType
 from holdfast_transport_nvmeof.io_commands import IoCommands, QueueLimits
 from holdfast_transport_nvmeof.pdu import (
@@ -60,6 +66,8 @@ class Phase(enum.Enum):
     """ICReq has to come."""
     CONNECT = "connect"
     """Connect has to come, or is being answered."""
+    AUTHENTICATE = "authenticate"
+    """The host has to prove who it is."""
     LIVE = "live"
     CLOSED = "closed"
     """Nothing is taken any more; what is in `output` is the end."""
@@ -76,6 +84,8 @@ class TargetQueue:
     """Answer it by `accept` or `refuse`, then parse on."""
     io: IoCommands | None = None
     """None for an admin queue, and before Connect."""
+    authentication: ControllerAuthentication | None = None
+    """None when the host need not prove who it is."""
     wire: Wire = attrs.field(factory=lambda: Wire(Framing({PduType.IC_REQ: 0})))
     close_reason: str = ""
     """Why the host gave up, when it did."""
@@ -114,7 +124,7 @@ class TargetQueue:
             PduError: The host broke the protocol. The termination request is in the output; send it,
                 take nothing more, and close once the host has.
         """
-        io = self.io
+        io = self.io if self.phase is Phase.LIVE else None
         try:
             while self.question is None and self.phase is not Phase.CLOSED:
                 if io is not None:
@@ -126,8 +136,8 @@ class TargetQueue:
                 if kind == _CAPSULE:
                     self._on_capsule(view, pdu)
                 elif kind == _H2C:
-                    assert io is not None, "only I/O queues have a limit for H2CData"
-                    io.take_data(view, pdu)
+                    assert self.io is not None, "only I/O queues have a limit for H2CData"
+                    self.io.take_data(view, pdu)
                 elif kind == PduType.IC_REQ:
                     self._on_ic_request(view, pdu)
                 else:
@@ -177,12 +187,17 @@ class TargetQueue:
         command = _new(Command, SQE.unpack_from(view, pdu[2] + 8))
         self.wire.on_commands(1)
         io = self.io
-        if io is not None and command[0] != IoOpcode.FABRICS:
+        if io is not None and command[0] != IoOpcode.FABRICS and self.phase is Phase.LIVE:
             io.take(command, view, pdu)
         elif not pdu.is_data_intact:
             self.wire.complete(command.cid, Status.TRANSIENT_TRANSPORT_ERROR)
         elif self.phase is Phase.CONNECT:
             self._on_connect(command, view[pdu.data_start : pdu.data_end])
+        elif self.authentication is not None and is_authentication(command):
+            data = bytes(view[pdu.data_start : pdu.data_end])
+            self._on_authentication(command, data, self.authentication)
+        elif self.phase is Phase.AUTHENTICATE:
+            self.wire.complete(command.cid, ConnectStatus.AUTHENTICATION_REQUIRED)
         elif io is None:
             self._on_admin(command)
         elif command.fctype == FabricsType.DISCONNECT:
@@ -211,30 +226,55 @@ class TargetQueue:
                 return
             self.question, self._cid = connect, command.cid
 
-    def accept(self, controller: Controller, number: int = 0) -> None:
+    def accept(
+        self,
+        controller: Controller,
+        number: int = 0,
+        authentication: ControllerAuthentication | None = None,
+    ) -> None:
         """Answer Connect: this queue is one of `controller`.
 
         Args:
             controller: Which.
             number: Of an I/O queue among those that share a session, from 1.
+            authentication: What the host has to pass first.
         """
         question, wire = self.question, self.wire
         assert question is not None
         self.question = None
         self.controller = controller
-        self.phase = Phase.LIVE
+        self.authentication = authentication
+        self.phase = Phase.LIVE if authentication is None else Phase.AUTHENTICATE
         wire.begin(question.qid, question.entries, has_flow_control=question.sq_flow_control)
         if question.qid:
             assert controller.namespace is not None
             self.io = IoCommands(number, self.limits, wire, controller, controller.namespace)
             wire.framing.limits[PduType.CAPSULE_CMD] = self.limits.in_capsule_bytes
             wire.framing.limits[PduType.H2C_DATA] = self.limits.h2c_bytes_max
-        wire.complete(self._cid, 0, controller.facts.cntlid)
+        asks = AUTH_REQUIRED if authentication is not None else 0
+        wire.complete(self._cid, 0, controller.facts.cntlid | asks)
 
     def refuse(self, status: int, dw0: int = 0) -> None:
         """Answer Connect: no."""
         self.question = None
         self.wire.complete(self._cid, status, dw0)
+
+    def _on_authentication(
+        self, command: Command, data: bytes, authentication: ControllerAuthentication
+    ) -> None:
+        if command.fctype == FabricsType.AUTHENTICATION_SEND:
+            self.wire.complete(command.cid, authentication.send(command, data))
+        else:
+            self._finish(command, authentication.receive(command))
+        step = authentication.step
+        if step is Step.DONE and self.phase is Phase.AUTHENTICATE:
+            self.phase = Phase.LIVE
+        # A host that was let in before is not kept waiting for its bad verdict.
+        if step is Step.FAILED or (step is Step.FAILURE1 and self.phase is Phase.LIVE):
+            reason = authentication.failure
+            name = reason.name if reason is not None else "unknown"
+            self.close_reason = f"The host {authentication.host} did not authenticate: {name}."
+            self.phase = Phase.CLOSED
 
     # --- admin commands --------------------------------------------------------------------
 

@@ -182,3 +182,14 @@ def name_of_status(status: int, *, is_fabrics: bool = False) -> str:
         if code in kind._value2member_map_:
             return kind(code).name
     return f"status 0x{code:03x}"
+
+
+class NvmeStatusError(OSError):
+    """A command failed; `status` is its NVMe status, `errno` what a block device would say."""
+
+    def __init__(self, status: int, *, is_fabrics: bool = False) -> None:
+        """Keep the status beside the errno."""
+        name = name_of_status(status, is_fabrics=is_fabrics)
+        super().__init__(errno_of_status(status), f"the controller answered {name}")
+        self.status = status & STATUS_MASK
+        self.name = name

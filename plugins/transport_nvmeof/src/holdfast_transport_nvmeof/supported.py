@@ -67,9 +67,12 @@ def tables() -> str:
     """Return the commands and log pages as Markdown tables."""
     io, discovery = ControllerType.IO, ControllerType.DISCOVERY
     plain, reserving = io_commands(reserves=False), io_commands(reserves=True)
-    fabrics = [each for each in FabricsType if "AUTHENTICATION" not in each.name]
+    authenticating = {FabricsType.AUTHENTICATION_SEND, FabricsType.AUTHENTICATION_RECEIVE}
     told = admin_commands(discovery)
-    rows: list[tuple[str, enum.IntEnum, str]] = [("Fabrics", each, "") for each in fabrics]
+    rows: list[tuple[str, enum.IntEnum, str]] = [
+        ("Fabrics", each, "with `dhchap_file`" if each in authenticating else "")
+        for each in FabricsType
+    ]
     rows += [("admin", e, "" if e in told else "not at discovery") for e in admin_commands(io)]
     rows += [("I/O", e, "" if e in plain else "with `reservations = true`") for e in reserving]
     lines = ["| queue | command | opcode or type | |", "|---|---|---|---|"]

@@ -20,7 +20,7 @@ from holdfast_transport_nvmeof.counters import Counters
 from holdfast_transport_nvmeof.fabrics import DISCOVERY_NQN
 from holdfast_transport_nvmeof.host_stream import HostStream
 from holdfast_transport_nvmeof.identify import VENDOR_SPECIFIC, Cns
-from holdfast_transport_nvmeof.initiator import NvmeStatusError, NvmeTcpHost
+from holdfast_transport_nvmeof.initiator import NvmeTcpHost
 from holdfast_transport_nvmeof.link import NvmeLink
 from holdfast_transport_nvmeof.listening import NvmeListener
 from holdfast_transport_nvmeof.options import bracketed, split_address
@@ -33,6 +33,7 @@ from holdfast_transport_nvmeof.replication import (
     subsystem_of,
 )
 from holdfast_transport_nvmeof.sockets import keep_alive
+from holdfast_transport_nvmeof.status import NvmeStatusError
 from holdfast_transport_nvmeof.transport_options import NvmeTcpTransportOptions
 
 

@@ -40,6 +40,8 @@ class Wire:
     """Whether SQHD is told, and no response may be left out."""
     sqhd: int = 0
     errors_sent: int = 0
+    last_error: tuple[int, int] = (0, 0)
+    """CID and status of the command that failed last."""
 
     is_bare: bool = False
     """Whether PDUs are sent without digests and padding."""
@@ -63,6 +65,7 @@ class Wire:
         """Send a completion; `status` is a `Status` or `ConnectStatus`."""
         if status:
             self.errors_sent += 1
+            self.last_error = (cid, status)
         fields = RESPONSE.pack(dw0, dw1, self.sqhd, self.qid, cid, field_of(status) << 1)
         self.output += self.framing.pdu(PduType.CAPSULE_RESP, 0, fields)
 
