@@ -10,7 +10,13 @@ import pytest
 
 from holdfast.units import GIB, MIB
 from holdfast_transport_nvmeof.kernel import slices
-from holdfast_transport_nvmeof.kernel.drives import Drive, Partition, best_drive, partitions_of
+from holdfast_transport_nvmeof.kernel.drives import (
+    Drive,
+    Partition,
+    best_drive,
+    partitions_of,
+    probed,
+)
 from holdfast_transport_nvmeof.kernel.fabrics import (
     FoundController,
     Host,
@@ -320,3 +326,18 @@ def test_steps_print_as_shell_and_say_what_failed(tmp_path: Path) -> None:
         asyncio.run(output("no-such-program"))
     with pytest.raises(StepError, match="did not end within"):
         asyncio.run(output("sleep", "60", timeout_s=0.1))
+
+
+def test_a_drive_is_blank_only_if_it_can_be_read_and_has_nothing_but_zeros(tmp_path: Path) -> None:
+    """What blkid does not know may be somebody's database; a GPT would be the end of it."""
+    drive = tmp_path / "drive"
+    drive.write_bytes(bytes(4 * MIB))
+    assert asyncio.run(probed(str(drive))) == {}
+    for at in (4096, 4 * MIB - 512):
+        drive.write_bytes(bytes(4 * MIB))
+        with drive.open("r+b") as file:
+            file.seek(at)
+            file.write(b"precious")
+        assert asyncio.run(probed(str(drive)))["TYPE"] == "unknown data"
+    with pytest.raises(StepError, match="cannot be read"):
+        asyncio.run(probed(str(tmp_path / "gone")))

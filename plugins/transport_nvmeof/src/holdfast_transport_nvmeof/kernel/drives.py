@@ -11,6 +11,7 @@ import asyncio
 import fnmatch
 import json
 import logging
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,12 @@ async def found_drives(patterns: Sequence[str], *, others: bool = False) -> list
             found.append(await _read(bare))
         except StepError as error:
             # It was unplugged meanwhile, or does not answer; the others still count.
-            _log.warning("Drive %s is left out: %s", bare.path, error.message)
+            if others:
+                found.append(
+                    attrs.evolve(bare, content=f"unreadable ({error.message.rstrip('.')})")
+                )
+            else:
+                _log.warning("Drive %s is left out: %s", bare.path, error.message)
     return found
 
 
@@ -223,14 +229,32 @@ async def _read(drive: Drive) -> Drive:
 
 async def probed(path: str) -> Mapping[str, str]:
     """Return what blkid finds on a device by looking at it anew, as its words say it."""
-    # Status 2 says that it found nothing, so a shell's `|| true` would hide real failures.
+    # Status 2 says that it found nothing, and also that it could not look.
     try:
         told = await output("blkid", "--probe", "--output", "export", path)
     except StepError as error:
-        if "failed with 2" in error.message:
-            return {}
-        raise
+        if "failed with 2" not in error.message:
+            raise
+        return {} if await asyncio.to_thread(_is_blank, path) else {"TYPE": "unknown data"}
     return dict(line.partition("=")[::2] for line in told.splitlines() if "=" in line)
+
+
+def _is_blank(path: str) -> bool:
+    """Whether a device has only zeros where file systems and databases begin and end.
+
+    Raises:
+        StepError: It cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            for at in (0, max(size - ALIGNMENT_BYTES, 0)):
+                file.seek(at)
+                if file.read(ALIGNMENT_BYTES).strip(b"\0"):
+                    return False
+    except OSError as error:
+        raise StepError(f"{path} cannot be read: {error.strerror}.") from error
+    return True
 
 
 def partitions_of(told: Mapping[str, Any], sector_bytes: int) -> Iterator[Partition]:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import shlex
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,6 +19,8 @@ import attrs
 from holdfast.errors import HoldfastError
 
 FABRICS = "/dev/nvme-fabrics"
+PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+"""Where programs are looked for: what an administrator has, plain users often do not have in theirs."""
 COMMAND_TIMEOUT_S = 3600.0
 """A zeroing of a large drive is the longest command; the others take seconds."""
 
@@ -133,11 +136,12 @@ async def output(*argv: str, stdin: str = "", timeout_s: float = COMMAND_TIMEOUT
     """
     try:
         process = await asyncio.create_subprocess_exec(
-            *argv,
+            shutil.which(argv[0], path=PATH) or argv[0],
+            *argv[1:],
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, "LC_ALL": "C"},
+            env={**os.environ, "LC_ALL": "C", "PATH": PATH},
         )
     except OSError as error:
         raise StepError(f"{argv[0]} cannot be run: {error.strerror}.") from error

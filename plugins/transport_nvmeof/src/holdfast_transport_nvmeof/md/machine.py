@@ -13,7 +13,7 @@ from typing import Any
 from holdfast_transport_nvmeof.kernel.drives import found_drives, udev_context
 from holdfast_transport_nvmeof.kernel.fabrics import Host, found_controllers
 from holdfast_transport_nvmeof.kernel.slices import slices_in, slices_on
-from holdfast_transport_nvmeof.kernel.steps import FABRICS, StepError
+from holdfast_transport_nvmeof.kernel.steps import FABRICS, PATH, StepError
 from holdfast_transport_nvmeof.kernel.target import CONFIGFS, found_target
 from holdfast_transport_nvmeof.md.observed import Array, Observed, found_arrays
 from holdfast_transport_nvmeof.md.options import MdOptions
@@ -33,7 +33,7 @@ def lacks(options: MdOptions) -> Iterator[tuple[str, str]]:
     if os.geteuid() != 0:
         yield "Arrays, exports and imports need root.", "Run the node as root."
     for program, package in PROGRAMS.items():
-        if shutil.which(program) is None:
+        if shutil.which(program, path=PATH) is None:
             yield f"{program} is not installed.", f"apt-get install {package}"
     try:
         udev_context()
