@@ -116,7 +116,7 @@ explore: $(VENV)/.developer
 GUEST ?= $(addprefix plugins/transport_nvmeof/tests/,test_md_kernel.py test_kernel.py test_nvmet.py)
 .PHONY: guest
 guest: setup
-	$(BIN)/python -m tests.guest $(abspath $(BIN))/python -m pytest -p no:cacheprovider -q $(GUEST)
+	$(BIN)/python -m tests.guest $(abspath $(BIN))/python -m pytest -p no:cacheprovider -q -rs $(GUEST)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -22,6 +22,7 @@ from holdfast.units import MIB, NodeName
 from holdfast_transport_nvmeof.kernel.target import CONFIGFS
 from holdfast_transport_nvmeof.md import inventory
 from holdfast_transport_nvmeof.md.model import MdVolume
+from holdfast_transport_nvmeof.md.options import MdOptions
 
 pytestmark = pytest.mark.skipif(md_lab.missing() is not None, reason=md_lab.missing() or "")
 RDMA = pytest.mark.skipif(
@@ -280,5 +281,30 @@ def test_what_is_not_ours_is_never_touched() -> None:
         listed = {row["path"]: row for row in await inventory.drives(agent.options)}
         assert listed[drive]["told"] == "gpt: 0 of ours, 1 other"
         assert listed[drive]["free_bytes"] > 100 * MIB
+
+    md_lab.run(story)
+
+
+def test_drives_that_come_and_go_are_told() -> None:
+    async def story(_lab: Lab) -> None:
+        told: list[tuple[str, str]] = []
+
+        async def listen() -> None:
+            async for event in inventory.events(MdOptions(drives=("/dev/*",))):
+                told.append((event["action"], event["path"]))  # noqa: PERF401 - it never ends.
+
+        listening = asyncio.create_task(listen())
+        try:
+            async with asyncio.timeout(md_lab.PATIENCE_S):
+                path = ""
+                while {("add", path), ("remove", path)} - set(told):
+                    # Again until it is heard: nobody says when listening has begun.
+                    path = md_lab.make_drive("hot0", 64)
+                    await asyncio.sleep(1.0)
+                    md_lab.remove_drive("hot0")
+                    await asyncio.sleep(1.0)
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
 
     md_lab.run(story)

@@ -137,8 +137,9 @@ class _Telling:
         verdict = policy.decide(view, now)
         if volume.access != Access.READ_WRITE.value:
             self.why.append(f"Writes wait: {verdict.reason}")
-            again = f"holdfast volume promote {volume.name} {volume.consumer}"
-            self._help("When enough members are back, use it anew.", again)
+            if volume.access != Access.SUSPENDED.value:
+                again = f"holdfast volume promote {volume.name} {volume.consumer}"
+                self._help("When enough members are back, use it anew.", again)
         elif verdict.below:
             self.why.append(verdict.reason)
         if verdict.deadline is not None:
