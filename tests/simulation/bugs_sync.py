@@ -12,8 +12,8 @@ from holdfast.sync.bitmap import Bitmap
 from holdfast.sync.context import Context
 from holdfast.sync.delta import SyncJob
 from holdfast.sync.disk import DiskQueue
-from holdfast.sync.keeper import Keeper
 from holdfast.sync.leg import Leg
+from holdfast.sync.syncing import Syncing
 from holdfast.units import MIB
 from holdfast.units import Sequence as Position
 
@@ -96,14 +96,14 @@ def old_map(patch: Patch) -> None:
 )
 def join_unflushed(patch: Patch) -> None:
     """Let a copy join before what it has received is on stable storage."""
-    original = Keeper._on_equal
+    original = Syncing._on_equal
 
-    def on_equal(self: Keeper, leg: Leg, now: Any, out: Any) -> None:
+    def on_equal(self: Syncing, leg: Leg, now: Any, out: Any) -> bool:
         if leg.job is not None:
             leg.job.flush_at = Position(0)
-        original(self, leg, now, out)
+        return original(self, leg, now, out)
 
-    patch(Keeper, "_on_equal", on_equal)
+    patch(Syncing, "_on_equal", on_equal)
 
 
 @bug()

@@ -1,8 +1,9 @@
-"""The life of a primary's legs: open, attach, reconcile, sync, time out.
+"""The life of a primary's legs: open, attach, reconcile, time out.
 
 What a copy says when it presents itself decides how it comes back (R8); what a leg does or fails to
 do decides when it is lost (R12). The keeper only marks faults and wishes on the legs; what the record
-becomes is decided in `healing.py`, and what happens to acknowledgements follows from the record.
+becomes is decided in `healing.py`, and what happens to acknowledgements follows from the record. How a
+copy is brought up to date is the business of `syncing.py`.
 """
 
 from __future__ import annotations
@@ -16,14 +17,10 @@ from holdfast.messages import (
     Ack,
     Attach,
     Attached,
-    BeginSync,
     CopyFailed,
     EpochChange,
     HashAnswer,
-    HashQuery,
     Message,
-    Op,
-    OpKind,
     ReadAnswer,
     Refused,
     Resized,
@@ -31,23 +28,19 @@ from holdfast.messages import (
 )
 from holdfast.model import CopyState, Member
 from holdfast.sync.context import BUSY_TICK_S, IDLE_TICK_S, Context
-from holdfast.sync.delta import READ_CHUNKS_BUSY, READ_CHUNKS_MAX, SyncJob
-from holdfast.sync.events import Effect, HashDisk, Instant, LinkId, MapDisk, OpenLink, ReadRuns
+from holdfast.sync.events import Effect, Instant, LinkId, MapDone, OpenLink
 from holdfast.sync.growth import is_large_enough
 from holdfast.sync.leg import (
     OPEN_PATIENCE_S,
     RETRY_OFFLINE_S,
     RETRY_S,
-    SYNC_BUSY_BYTES,
-    SYNC_IN_FLIGHT_BYTES,
     Leg,
     Phase,
 )
 from holdfast.sync.mending import Mending
 from holdfast.sync.primary import PrimaryRole
+from holdfast.sync.syncing import Syncing
 from holdfast.sync.verify import VerifyJob
-from holdfast.units import Sequence as Position
-from holdfast.units import format_size
 
 SYNC_TICK_S = 0.005
 """While only the rate of a sync is to be waited for."""
@@ -67,16 +60,12 @@ class Keeper:
     """Something happened that may change which record is wanted."""
     verifying: list[VerifyJob] = field(factory=list)
     mending: Mending = field(init=False)
-    _maps: dict[int, tuple[Leg, SyncJob]] = field(factory=dict)
-    _hashes: dict[int, Leg] = field(factory=dict)
-    _reads: dict[int, tuple[Leg, bool]] = field(factory=dict)
-    """Token to leg, and whether writes are held until it is read."""
-    sync_at: float = float("inf")
-    """When a sync may go on that waits for nothing but its rate; monotonic."""
+    syncing: Syncing = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        """Begin with nothing to mend."""
+        """Begin with nothing to mend or to sync."""
         self.mending = Mending(self.primary)
+        self.syncing = Syncing(self.ctx, self.primary, self.mending)
 
     # -- following the record ---------------------------------------------------------------------
 
@@ -131,8 +120,7 @@ class Keeper:
         leg.unacked.clear()
         leg.unacked_bytes = 0
         leg.job = None
-        if leg.read_token is not None:
-            self._release_read(leg)
+        leg.read_token = None
 
     def try_serving(self, now: Instant, out: list[Effect]) -> None:
         """R6: reconcile with every in-sync copy, then serve."""
@@ -147,7 +135,7 @@ class Keeper:
         if any(leg.job is None and not leg.equal for leg in in_sync) or not primary.reconciling:
             primary.reconcile_jobs(now)
             for leg in in_sync:
-                self.drive(leg, now, out)
+                self._drive(leg, now, out)
         if all(leg.equal for leg in in_sync) and primary.lease_until() > now.mono:
             primary.serving = True
             ctx.disk.release_pins()
@@ -161,8 +149,8 @@ class Keeper:
         primary, legs = self.primary, self.primary.legs.values()
         if self.verifying or self.mending.active:
             return BUSY_TICK_S
-        if self.sync_at < now.mono + BUSY_TICK_S:
-            return max(SYNC_TICK_S, self.sync_at - now.mono)
+        if self.syncing.go_on_at < now.mono + BUSY_TICK_S:
+            return max(SYNC_TICK_S, self.syncing.go_on_at - now.mono)
         if not primary.serving and all(leg.equal for leg in legs if leg.in_sync):
             return LEASE_TICK_S
         settled = primary.serving and primary.idle and primary.commit >= primary.told_commit
@@ -176,7 +164,7 @@ class Keeper:
 
     def tend(self, now: Instant, out: list[Effect]) -> None:
         """Open links that are due, find legs that are lost, and go on with what waits."""
-        self.sync_at = float("inf")
+        self.syncing.go_on_at = float("inf")
         for job in self.verifying:
             job.on_leg_changed(now, out)
             job.advance(now, out)
@@ -199,7 +187,7 @@ class Keeper:
                 if member is not None and _names(member, leg):
                     self._begin_sync(leg, now, out)
             if leg.job is not None and leg.phase is Phase.STREAMING:
-                self.drive(leg, now, out)
+                self._drive(leg, now, out)
 
     def _open(self, leg: Leg, now: Instant, out: list[Effect]) -> None:
         ctx = self.ctx
@@ -282,8 +270,7 @@ class Keeper:
         """The link broke, or could not be opened."""
         was_streaming = leg.phase is Phase.STREAMING
         leg.drop_link()
-        if leg.read_token is not None:
-            self._release_read(leg)
+        leg.read_token = None
         leg.retry_at = now.mono + (RETRY_OFFLINE_S if leg.state is CopyState.OFFLINE else RETRY_S)
         if leg.lost_since is None:
             leg.lost_since = now.mono
@@ -308,7 +295,7 @@ class Keeper:
             if message.epoch == self.ctx.epoch or leg.phase is Phase.STREAMING:
                 leg.on_ack(message.applied, message.durable, now.mono)
                 if leg.job is not None:
-                    self.drive(leg, now, out)
+                    self._drive(leg, now, out)
         elif isinstance(message, Attached):
             if leg.phase in {Phase.OPENING, Phase.ATTACHING}:
                 self._on_attached(leg, message, now, out)
@@ -321,7 +308,7 @@ class Keeper:
                 leg.progress_at = now.mono
                 leg.job.on_hashes(message.id, message.hashes, local=False)
                 self.review = True
-                self.drive(leg, now, out)
+                self._drive(leg, now, out)
         elif isinstance(message, Resized):
             leg.size_bytes = max(leg.size_bytes, message.size_bytes)
             leg.progress_at = now.mono
@@ -389,143 +376,19 @@ class Keeper:
         else:
             self.review = True
 
-    # -- sync --------------------------------------------------------------------------------------
-
-    def _begin_sync(self, leg: Leg, now: Instant, out: list[Effect]) -> None:
-        """Choose how the copy is caught up, and begin its stream (design, section 6)."""
-        ctx = self.ctx
-        identity = leg.identity
-        if identity is None or leg.phase is not Phase.READY or not is_large_enough(ctx, leg):
-            return
-        if not self.primary.serving:
-            return  # A new primary has no numbering of its own before it has reconciled.
-        leg.wants_sync = False
-        size = ctx.size_bytes
-        known = ctx.absent.get(leg.copy)
-        if identity.fresh:
-            leg.job = SyncJob.filling(size, now.mono)
-        elif known is not None:
-            how = "dirty-map" if not identity.suspects else "dirty-map and intent"
-            leg.job = SyncJob.confirming(how, size, identity.suspects, known, now.mono)
-        else:
-            leg.job = SyncJob.comparing(size, now.mono)
-        before = Position(self.primary.next - 1)
-        leg.restart_at(before)
-        leg.settled_at = ctx.disk.submitted
-        leg.phase = Phase.STREAMING
-        leg.process = identity.session
-        leg.progress_at = now.mono
-        leg.send(BeginSync(ctx.epoch, self.primary.next), out)
-        ctx.note("sync-begun", f"The copy on {leg.node} is synced by {leg.job.how}.", out)
-        self.drive(leg, now, out)
-
-    def drive(self, leg: Leg, now: Instant, out: list[Effect]) -> None:
-        """Do whatever the leg's job can do now."""
-        job = leg.job
-        if job is None or leg.phase is not Phase.STREAMING or leg.fault is not None:
-            return
-        ctx = self.ctx
-        if ctx.disk.applied < leg.settled_at:
-            # What was written before the stream began does not travel in it; until it is on the
-            # local disk, that disk would compare equal to a copy that lacks it too.
-            return
-        if job.mapping and not job.map_asked:
-            job.map_asked = True
-            token = ctx.token()
-            self._maps[token] = (leg, job)
-            out.append(MapDisk(token))
-        while (query := job.next_query(query_id := ctx.token())) is not None:
-            level, indexes = query
-            token = ctx.token()
-            leg.queries[token] = query_id
-            self._hashes[token] = leg
-            leg.send(HashQuery(ctx.epoch, query_id, level, indexes), out)
-            out.append(HashDisk(token, level, indexes))
-        self._read_next(leg, job, now, out)
-        if job.equal:
-            self._on_equal(leg, now, out)
-
-    def _read_next(self, leg: Leg, job: SyncJob, now: Instant, out: list[Effect]) -> None:
-        """Begin to read what is to be sent next, if the copy and the consumers leave room for it."""
-        disk, primary = self.ctx.disk, self.primary
-        busy = now.mono - primary.foreground_at < 1.0
-        limit = SYNC_BUSY_BYTES if busy else SYNC_IN_FLIGHT_BYTES
-        if leg.read_token is not None or job.in_flight_bytes >= limit:
-            return
-        if (job.contended and not disk.idle) or now.mono < leg.read_again_at:
-            return
-        ready_at = primary.pace.ready_at(now.mono)
-        if ready_at > now.mono:
-            if ready_at < self.sync_at:
-                self.sync_at = ready_at
-                self.review = True
-            return
-        runs = job.next_read(READ_CHUNKS_BUSY if busy else READ_CHUNKS_MAX)
-        if not runs:
-            return
-        if not disk.is_settled(runs):
-            # What is on the way to the disk is before it in the stream, and would be undone.
-            job.give_up_read(contended=True)
-            return
-        leg.read_token = self.ctx.token()
-        self._reads[leg.read_token] = (leg, job.contended)
-        if job.contended:
-            primary.holds += 1
-        out.append(ReadRuns(leg.read_token, runs))
-
-    def _on_equal(self, leg: Leg, now: Instant, out: list[Effect]) -> None:
-        job = leg.job
-        assert job is not None
-        if leg.in_sync:
-            if not leg.equal:
-                leg.equal = True
-                leg.job = None
-                self.review = True
-            return
-        if leg.unacked_bytes > SYNC_IN_FLIGHT_BYTES:
-            return  # Counting on it now would make everybody wait for its backlog.
-        if job.flush_at is None:
-            job.flush_at = self.primary.push_to(leg, [Op(OpKind.FLUSH, 0, 0)], now, out)
-        elif leg.durable >= job.flush_at and not leg.joining:
-            # From here on acknowledgements need it, so that when the record says "in sync" it holds
-            # every acknowledged write; before this, it must have what was acknowledged already.
-            if leg.applied >= self.primary.commit or not leg.unacked:
-                leg.joining = True
-                # It joins once it has given its promise, so that nothing has to wait for that then.
-                ctx = self.ctx
-                ctx.peers.grant(leg.node, ctx.record.volume, ctx.epoch)
-                job.finished_at = now.mono
-                self.primary.require()
-                self.review = True
-                ctx.note(
-                    "sync-done",
-                    f"The copy on {leg.node} was synced by {job.how} with "
-                    f"{format_size(job.sent_bytes)} in {now.mono - job.started_at:.1f} s.",
-                    out,
-                )
+    # -- what was read of the own disk -------------------------------------------------------------
 
     def on_hashes(self, token: int, hashes: bytes, now: Instant, out: list[Effect]) -> None:
         """Take the local half of a comparison."""
         if any(job.on_local(token, hashes, now, out) for job in self.verifying):
             return
-        leg = self._hashes.pop(token, None)
-        if leg is None or leg.job is None:
-            return
-        query_id = leg.queries.pop(token, None)
-        if query_id is not None:
-            leg.job.on_hashes(query_id, hashes, local=True)
+        if self.syncing.on_hashes(token, hashes, now, out):
             self.review = True
-            self.drive(leg, now, out)
 
-    def on_map(
-        self, token: int, extents: list[tuple[int, int]], now: Instant, out: list[Effect]
-    ) -> None:
+    def on_map(self, event: MapDone, now: Instant, out: list[Effect]) -> None:
         """Take the local data extents for a fresh copy."""
-        leg, job = self._maps.pop(token, (None, None))
-        if leg is not None and job is not None and leg.job is job:
-            job.on_map(iter(extents))
+        if self.syncing.on_map(event, now, out):
             self.review = True
-            self.drive(leg, now, out)
 
     def on_read(self, token: int, data: bytes, now: Instant, out: list[Effect]) -> None:
         """Take bytes that were read for a verification."""
@@ -539,26 +402,19 @@ class Keeper:
     def on_runs(
         self, token: int, pieces: Sequence[bytes | None], now: Instant, out: list[Effect]
     ) -> None:
-        """Take runs that were read for sending; what the disk cannot read is mended first."""
-        leg, held = self._reads.pop(token, (None, False))
-        if held:
-            self.primary.holds -= 1
-        if leg is not None and leg.read_token == token and leg.job is not None:
-            leg.read_token = None
-            for run in leg.job.lost_in(pieces):
-                leg.read_again_at = now.mono + RETRY_OFFLINE_S
-                self.mending.add_range(*run, now, out)
-            ops = leg.job.on_read(pieces, self.primary.next)
-            if ops:
-                self.primary.pace.sent(now.mono, sum(len(op.data) for op in ops))
-                self.primary.push_to(leg, ops, now, out)
-            self.drive(leg, now, out)
-        if held:
-            self.primary.release(now, out)
+        """Take runs that were read for sending."""
+        if self.syncing.on_runs(token, pieces, now, out):
+            self.review = True
 
-    def _release_read(self, leg: Leg) -> None:
-        """The read goes on, but its outcome is for nobody; `on_runs` lifts the hold."""
-        leg.read_token = None
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _begin_sync(self, leg: Leg, now: Instant, out: list[Effect]) -> None:
+        if self.syncing.begin(leg, now, out):
+            self.review = True
+
+    def _drive(self, leg: Leg, now: Instant, out: list[Effect]) -> None:
+        if self.syncing.drive(leg, now, out):
+            self.review = True
 
     def leg_of(self, link: LinkId) -> Leg | None:
         """Return the leg whose link this is."""

@@ -259,7 +259,7 @@ class GroupMember:
                     self.keeper.mending.add(event.link, event.requests, now, out)
             case ev.MapDone():
                 if self.keeper is not None:
-                    self.keeper.on_map(event.token, _data_extents(event), now, out)
+                    self.keeper.on_map(event, now, out)
 
     # -- settling: everything that follows from state, not from an event ---------------------------
 
@@ -593,12 +593,3 @@ class GroupMember:
         if self.keeper is not None:
             return self.keeper.tick_after(now)
         return self.candidacy.tick_after(now)
-
-
-def _data_extents(event: ev.MapDone) -> list[tuple[int, int]]:
-    extents, offset = [], 0
-    for extent in event.extents:
-        if not extent.is_hole:
-            extents.append((offset, extent.length))
-        offset += extent.length
-    return extents

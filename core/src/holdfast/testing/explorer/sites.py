@@ -121,7 +121,8 @@ def _set_counters(site: Site) -> None:
     used = {*ctx._saving, *ctx._growing, *member.replica._answers}  # noqa: SLF001
     links: set[int] = set()
     if keeper is not None:
-        used |= {*keeper._maps, *keeper._hashes, *keeper._reads}  # noqa: SLF001
+        syncing = keeper.syncing
+        used |= {*syncing._maps, *syncing._hashes, *syncing._reads}  # noqa: SLF001
         for leg in keeper.primary.legs.values():
             used |= {*leg.queries, *leg.queries.values(), leg.read_token or 0}
             if leg.job is not None:
@@ -157,7 +158,7 @@ def _tidy(site: Site, shape: Shape) -> None:
     if keeper is not None:
         # How fast a sync may go is a matter of time alone; here it always may go on.
         keeper.primary.pace = Pace()
-        keeper.sync_at = float("inf")
+        keeper.syncing.go_on_at = float("inf")
     if site.peers is not None:
         site.peers.changed = False
         for outgoing in site.peers._outgoing.values():  # noqa: SLF001
