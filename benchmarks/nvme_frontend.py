@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 from tests.harness.nbd import NbdConnection  # noqa: E402
 
 from holdfast.node.nbd import NbdFrontendDriver, NbdOptions  # noqa: E402
+from holdfast.sockets import split_address  # noqa: E402
 from holdfast.testing.memory_volume import MemoryVolumeProvider  # noqa: E402
 from holdfast.units import MIB  # noqa: E402
 from holdfast_transport_nvmeof import NvmeTcpFrontendDriver, NvmeTcpOptions  # noqa: E402
@@ -37,7 +38,6 @@ from holdfast_transport_nvmeof.fabrics import Connect, Property, property_set  #
 from holdfast_transport_nvmeof.host import Finished, HostQueue  # noqa: E402
 from holdfast_transport_nvmeof.initiator import CC_READY  # noqa: E402
 from holdfast_transport_nvmeof.namespace import nqn_of  # noqa: E402
-from holdfast_transport_nvmeof.options import split_address  # noqa: E402
 from holdfast_transport_nvmeof.pdu import PduType  # noqa: E402
 
 SIZE = 256 * MIB

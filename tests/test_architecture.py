@@ -32,7 +32,8 @@ ROOMS = {
     "slab": {"units"},
     "cold": set(),
     "heap": set(),
-    "node": INWARD | {"kernel", "local", "slab", "__version__"},
+    "sockets": {"units", "interfaces"},
+    "node": INWARD | {"kernel", "local", "slab", "sockets", "__version__"},
     # The facade of those who embed Holdfast.
     "api": INWARD | {"kernel", "local", "node"},
     "cli": INWARD | {"kernel", "local", "node", "testing", "api", "__version__"},

@@ -30,7 +30,7 @@ from holdfast.node.nbd.protocol import (
     Rep,
     TransmissionFlag,
 )
-from holdfast.node.nbd.server import split_address
+from holdfast.sockets import split_address
 from holdfast.testing.memory_volume import MemorySession, MemoryVolumeProvider
 from holdfast.units import MIB
 

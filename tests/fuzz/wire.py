@@ -16,9 +16,9 @@ from holdfast.messages import Extent, Reply, Request, RequestKind, pack_extents
 from holdfast.node.nbd.handshake import ExportInfo, ExportQuestion, Handshake, ListQuestion, Phase
 from holdfast.node.nbd.protocol import Rep
 from holdfast.node.nbd.transmission import Transmission
+from holdfast.sockets import Counters
 from holdfast.units import MIB
 from holdfast_transport_nvmeof.commands import Command
-from holdfast_transport_nvmeof.counters import Counters
 from holdfast_transport_nvmeof.frames import message_of
 from holdfast_transport_nvmeof.host import HostQueue
 from holdfast_transport_nvmeof.host_stream import HostStream

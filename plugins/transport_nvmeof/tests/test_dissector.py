@@ -21,6 +21,7 @@ import attrs
 import pytest
 
 from holdfast.messages import Ack, Batch, Hello, Op, OpKind
+from holdfast.sockets import split_address
 from holdfast.testing.checks._transport_bench import HELLO, Recorder
 from holdfast.testing.checks.transport import EXAMPLES
 from holdfast.testing.memory_volume import MemoryVolumeProvider
@@ -35,7 +36,6 @@ from holdfast_transport_nvmeof import (
 from holdfast_transport_nvmeof.initiator import NvmeTcpHost
 from holdfast_transport_nvmeof.link import NvmeLink
 from holdfast_transport_nvmeof.namespace import nqn_of
-from holdfast_transport_nvmeof.options import split_address
 
 pytestmark = pytest.mark.anyio
 PORT = 4420

@@ -19,6 +19,7 @@ from plugins.transport_nvmeof.tests.test_authentication import text_of
 from holdfast.errors import RemoteProtocolError, UnavailableError
 from holdfast.interfaces.frontend import PathState
 from holdfast.messages import RequestKind
+from holdfast.sockets import split_address
 from holdfast.testing.memory_volume import MemoryVolumeProvider
 from holdfast.units import MIB
 from holdfast_transport_nvmeof import NvmeTcpFrontend, NvmeTcpFrontendDriver, NvmeTcpOptions
@@ -29,7 +30,6 @@ from holdfast_transport_nvmeof.identify import Cns, Oaes
 from holdfast_transport_nvmeof.initiator import NvmeTcpHost
 from holdfast_transport_nvmeof.logpages import LogPage, Subtype
 from holdfast_transport_nvmeof.namespace import AnaState, nqn_of
-from holdfast_transport_nvmeof.options import split_address
 from holdfast_transport_nvmeof.status import ConnectStatus, NvmeStatusError, Status
 
 pytestmark = pytest.mark.anyio

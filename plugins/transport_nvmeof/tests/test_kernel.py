@@ -21,11 +21,11 @@ import pytest
 from plugins.transport_nvmeof.tests.test_authentication import text_of
 
 from holdfast.messages import RequestKind
+from holdfast.sockets import split_address
 from holdfast.testing.memory_volume import MemoryVolume, MemoryVolumeProvider
 from holdfast.units import MIB
 from holdfast_transport_nvmeof import NvmeTcpFrontend, NvmeTcpFrontendDriver, NvmeTcpOptions
 from holdfast_transport_nvmeof.namespace import nqn_of
-from holdfast_transport_nvmeof.options import split_address
 
 TOOLS = ("nvme", "mkfs.xfs", "xfs_repair", "fstrim", "blkdiscard", "mount", "umount")
 DEADLINE_S = 60.0

@@ -15,10 +15,10 @@ from plugins.transport_nvmeof.tests.test_pdu import split
 
 from holdfast import messages as m
 from holdfast.errors import LocalProtocolError, RemoteProtocolError
+from holdfast.sockets import Counters
 from holdfast.testing.checks.transport import EXAMPLES
 from holdfast.units import MIB, Epoch, Sequence
 from holdfast_transport_nvmeof.commands import IoOpcode
-from holdfast_transport_nvmeof.counters import Counters
 from holdfast_transport_nvmeof.frames import frames_of, message_of
 from holdfast_transport_nvmeof.host_stream import HostStream
 from holdfast_transport_nvmeof.pdu import FatalErrorStatus, Framing, PduError, PduType

@@ -7,8 +7,8 @@ from typing import Any
 
 from xxhash import xxh3_64_intdigest
 
+from holdfast.sockets import Counters
 from holdfast_transport_tcp.compression import Squeezer, codec_named
-from holdfast_transport_tcp.counters import Counters
 from holdfast_transport_tcp.decoder import Decoder
 from holdfast_transport_tcp.encoder import Encoder
 from holdfast_transport_tcp.layout import HEADER, HEADER_CHECKED_BYTES, MAGIC, VERSION

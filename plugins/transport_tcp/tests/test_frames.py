@@ -406,7 +406,7 @@ def test_consecutive_acks_of_one_epoch_become_one_frame() -> None:
 
 
 def test_large_payloads_are_not_copied() -> None:
-    from holdfast_transport_tcp.counters import Counters
+    from holdfast.sockets import Counters
     from holdfast_transport_tcp.encoder import Encoder
 
     payloads: list[m.Payload] = [bytes(MIB), bytearray(MIB), memoryview(bytes(2 * MIB))[:MIB]]
@@ -426,8 +426,8 @@ def write(data: bytes) -> m.Batch:
 def test_data_that_does_not_compress_goes_stored_for_a_while_and_is_tried_again(
     compression: str,
 ) -> None:
+    from holdfast.sockets import Counters
     from holdfast_transport_tcp.compression import Squeezer, codec_named
-    from holdfast_transport_tcp.counters import Counters
     from holdfast_transport_tcp.encoder import Encoder
 
     counters = Counters()

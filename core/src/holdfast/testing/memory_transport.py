@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 
 from holdfast.errors import HoldfastError, RefusedError, UnavailableError
-from holdfast.interfaces.transport import Accept, LinkHandler
+from holdfast.interfaces.transport import Accept, LinkHandler, TransportCounters
 from holdfast.messages import (
     Batch,
     Hello,
@@ -26,17 +26,6 @@ from holdfast.messages import (
 
 MESSAGE_BYTES = 56
 """What a message without payload counts in the metrics."""
-
-
-@attrs.define
-class _Counts:
-    frames_sent: int = 0
-    bytes_plain_sent: int = 0
-    bytes_wire_sent: int = 0
-    frames_received: int = 0
-    bytes_plain_received: int = 0
-    bytes_wire_received: int = 0
-    frames_stored: int = 0
 
 
 class MemoryNetwork:
@@ -63,7 +52,7 @@ class MemoryTransport:
         self.network = network
         self.cluster = cluster
         self.node = node
-        self.counts = _Counts()
+        self.counts = TransportCounters()
         self.links: set[MemoryLink] = set()
         self._listeners: list[MemoryListener] = []
 
@@ -102,7 +91,7 @@ class MemoryTransport:
 
     def metrics(self) -> Mapping[str, float]:
         """Return the counters of the interface; wire bytes equal plain ones."""
-        return attrs.asdict(self.counts)
+        return self.counts.as_metrics()
 
     async def aclose(self) -> None:
         """Abort every link and stop every listener."""
@@ -159,10 +148,7 @@ class MemoryLink:
             kept, size = _kept(message)
             other._inbox.append(kept)  # noqa: SLF001
             other._inbox_bytes += size  # noqa: SLF001
-            counts = self._room.counts
-            counts.frames_sent += 1
-            counts.bytes_plain_sent += size
-            counts.bytes_wire_sent += size
+            self._room.counts.sent(1, size)
         other._wake_soon()  # noqa: SLF001
 
     @property
@@ -206,10 +192,7 @@ class MemoryLink:
         if not self._is_open:
             return
         messages, self._inbox = self._inbox, []
-        counts = self._room.counts
-        counts.frames_received += len(messages)
-        counts.bytes_plain_received += self._inbox_bytes
-        counts.bytes_wire_received += self._inbox_bytes
+        self._room.counts.received(len(messages), self._inbox_bytes)
         self._inbox_bytes = 0
         if messages and self.on_hello is not None:
             accept, self.on_hello = self.on_hello, None

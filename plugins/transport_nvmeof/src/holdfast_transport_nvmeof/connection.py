@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Sequence
 from typing import Protocol, cast
 
@@ -17,6 +16,7 @@ import attrs
 
 from holdfast.messages import Reply, Request
 from holdfast.slab import Slab
+from holdfast.sockets import keep_alive
 from holdfast.units import MIB
 from holdfast_transport_nvmeof.controller import Controller
 from holdfast_transport_nvmeof.pdu import PduError
@@ -31,8 +31,6 @@ SILENCE_S = 1.0
 """After a line about failed commands of one queue."""
 TERM_PATIENCE_S = 5.0
 """How long a host may take to close after a termination request; the specification says 30 s at most."""
-_KEEPALIVE = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
-"""A host without a keep-alive timer whose machine vanished is noticed after 30 s."""
 
 
 class Owner(Protocol):
@@ -108,7 +106,8 @@ class Connection(asyncio.BufferedProtocol):
         self.local_host = _host(self._transport.get_extra_info("sockname"))
         self.is_open = True
         self._transport.set_write_buffer_limits(high=UNSENT_BYTES_MAX)
-        _keep_alive(self._transport)
+        # A host without a keep-alive timer whose machine vanished is noticed after 30 s.
+        keep_alive(self._transport, silent_s=15, probe_s=5, probes=3)
         if not self.owner.on_connected(self):
             self.hang_up("Too many hosts are connected; raise frontend.nvme-tcp.connections_max.")
             return
@@ -296,14 +295,3 @@ def _name(address: object) -> str:
 
 def _host(address: object) -> str:
     return str(address[0]) if isinstance(address, tuple) else ""
-
-
-def _keep_alive(transport: asyncio.Transport) -> None:
-    """Have the kernel notice hosts whose machines are gone, as far as the platform can."""
-    sock = transport.get_extra_info("socket")
-    if sock is None or sock.family not in {socket.AF_INET, socket.AF_INET6}:
-        return
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _KEEPALIVE:
-        if hasattr(socket, name):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -6,10 +6,11 @@ Source: NVM Express Base Specification 2.0, sections 5.16.1.23 (discovery log pa
 from __future__ import annotations
 
 from holdfast.interfaces.frontend import VolumeProvider
+from holdfast.sockets import split_address
 from holdfast_transport_nvmeof.fabrics import ADMIN_QUEUE_ENTRIES_MIN, DISCOVERY_NQN
 from holdfast_transport_nvmeof.logpages import DiscoveryEntry, Subtype
 from holdfast_transport_nvmeof.namespace import nqn_of
-from holdfast_transport_nvmeof.options import NvmeTcpOptions, split_address
+from holdfast_transport_nvmeof.options import NvmeTcpOptions
 
 FRONTEND = "nvme-tcp"
 """Under which name nodes publish the addresses of this frontend."""

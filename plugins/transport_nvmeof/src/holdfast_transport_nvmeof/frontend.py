@@ -22,6 +22,7 @@ from holdfast.errors import ConfigError, HoldfastError, NotFoundError, Unavailab
 from holdfast.interfaces.frontend import VolumeProvider
 from holdfast.messages import Request
 from holdfast.model import VolumeSpec
+from holdfast.sockets import bracketed, split_address
 from holdfast_transport_nvmeof import secrets_file
 from holdfast_transport_nvmeof.authentication import ControllerAuthentication
 from holdfast_transport_nvmeof.connecting import (
@@ -45,7 +46,7 @@ from holdfast_transport_nvmeof.fabrics import (
 )
 from holdfast_transport_nvmeof.io_commands import QueueLimits
 from holdfast_transport_nvmeof.namespace import Namespace, nqn_of, volume_of
-from holdfast_transport_nvmeof.options import NvmeTcpOptions, bracketed, split_address
+from holdfast_transport_nvmeof.options import NvmeTcpOptions
 from holdfast_transport_nvmeof.queue import TargetQueue
 from holdfast_transport_nvmeof.reservations import Reservations
 from holdfast_transport_nvmeof.status import ConnectStatus, Status, name_of_status

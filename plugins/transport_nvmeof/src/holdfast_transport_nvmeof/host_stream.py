@@ -15,9 +15,9 @@ import google_crc32c
 
 from holdfast.errors import RemoteProtocolError
 from holdfast.messages import Batch, Message, Op, OpKind, Payload
+from holdfast.sockets import Counters
 from holdfast.units import Sequence
 from holdfast_transport_nvmeof.commands import DSM_RANGE, DSM_RANGES_MAX, PSDT_SGL, SglType
-from holdfast_transport_nvmeof.counters import Counters
 from holdfast_transport_nvmeof.frames import CARRYING_OPS, frames_of, message_of
 from holdfast_transport_nvmeof.namespace import NSID
 from holdfast_transport_nvmeof.pdu import (

@@ -16,7 +16,7 @@ from holdfast.errors import HoldfastError, RemoteProtocolError, UnavailableError
 from holdfast.interfaces.transport import LinkHandler
 from holdfast.messages import Message
 from holdfast.slab import Slab
-from holdfast_transport_nvmeof.counters import Counters
+from holdfast.sockets import Counters
 from holdfast_transport_nvmeof.stream import Stream
 
 ORPHAN_PATIENCE_S = 1.0

@@ -17,11 +17,11 @@ import attrs
 
 from holdfast.interfaces.transport import Accept
 from holdfast.messages import Attach, PeerHello, Request, SessionOpen
+from holdfast.sockets import Counters
 from holdfast.units import KIB, VolumeId
 from holdfast_transport_nvmeof.connecting import RefusalError, check_admin, invalid_data
 from holdfast_transport_nvmeof.connection import Connection
 from holdfast_transport_nvmeof.controller import Controller
-from holdfast_transport_nvmeof.counters import Counters
 from holdfast_transport_nvmeof.fabrics import (
     CNTLID_MAX,
     DISCOVERY_NQN,
@@ -44,7 +44,6 @@ from holdfast_transport_nvmeof.replication import (
     node_of,
     subsystem_of,
 )
-from holdfast_transport_nvmeof.sockets import keep_alive
 from holdfast_transport_nvmeof.status import ConnectStatus, Status, name_of_status
 from holdfast_transport_nvmeof.stream import QID
 from holdfast_transport_nvmeof.target_stream import TargetStream
@@ -250,7 +249,7 @@ class NvmeListener:
         association.link = link
         self._links[link] = association
         link.begin(transport, lambda messages: self._greeted(link, messages))
-        keep_alive(transport, self._options.keepalive_s)
+        self._options.keep_alive(transport)
         link.process()
 
     def _greeted(self, link: NvmeLink, messages: list[Any]) -> None:

@@ -1,9 +1,10 @@
-"""The options of the frontend `nvme-tcp`, and addresses as they are written in them."""
+"""The options of the frontend `nvme-tcp`."""
 
 from __future__ import annotations
 
 import attrs
 
+from holdfast.sockets import split_address
 from holdfast.units import KIB, MIB, REQUEST_BYTES_MAX
 from holdfast_transport_nvmeof.dhchap import Group, Hash
 
@@ -66,20 +67,3 @@ class NvmeTcpOptions:
             chosen, known = getattr(self, name), [each.name.lower() for each in kind]
             if not chosen or not set(chosen) <= set(known):
                 raise ValueError(f"{name} is {list(chosen)}; it takes some of {', '.join(known)}")
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Return host and port of `HOST:PORT` or `[IPV6]:PORT`.
-
-    Raises:
-        ValueError: It is neither.
-    """
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal() or int(port) > 65535:
-        raise ValueError(f"{address!r} is no address; write for example 127.0.0.1:4420")
-    return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-def bracketed(host: str) -> str:
-    """Return a host as it stands in an address or URI."""
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host

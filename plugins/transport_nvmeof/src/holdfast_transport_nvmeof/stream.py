@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from holdfast.errors import LocalProtocolError, RemoteProtocolError
 from holdfast.messages import Ack, Message, Payload
+from holdfast.sockets import Counters
 from holdfast.units import KIB
-from holdfast_transport_nvmeof.counters import Counters
 from holdfast_transport_nvmeof.pdu import (
     COMMON,
     DIGEST,

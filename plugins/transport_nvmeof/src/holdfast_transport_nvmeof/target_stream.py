@@ -16,9 +16,9 @@ import google_crc32c
 
 from holdfast.errors import FaultReason, RemoteProtocolError
 from holdfast.messages import Ack, Batch, CopyFailed, Message, Op, OpKind, Payload, Refused
+from holdfast.sockets import Counters
 from holdfast.units import Epoch, Sequence
 from holdfast_transport_nvmeof.commands import AD, DEAC, DSM_RANGE, PSDT_SGL, IoOpcode, SglType
-from holdfast_transport_nvmeof.counters import Counters
 from holdfast_transport_nvmeof.frames import ACK_BYTES, ack_frame, frames_of, message_of
 from holdfast_transport_nvmeof.namespace import NSID
 from holdfast_transport_nvmeof.pdu import (

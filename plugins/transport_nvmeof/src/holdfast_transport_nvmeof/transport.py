@@ -16,14 +16,13 @@ from holdfast.errors import HoldfastError, RefusedError, UnavailableError, Usage
 from holdfast.heap import keep_warm
 from holdfast.interfaces.transport import Accept, LinkHandler
 from holdfast.messages import Hello
-from holdfast_transport_nvmeof.counters import Counters
+from holdfast.sockets import Counters, bracketed, split_address
 from holdfast_transport_nvmeof.fabrics import DISCOVERY_NQN
 from holdfast_transport_nvmeof.host_stream import HostStream
 from holdfast_transport_nvmeof.identify import VENDOR_SPECIFIC, Cns
 from holdfast_transport_nvmeof.initiator import NvmeTcpHost
 from holdfast_transport_nvmeof.link import NvmeLink
 from holdfast_transport_nvmeof.listening import NvmeListener
-from holdfast_transport_nvmeof.options import bracketed, split_address
 from holdfast_transport_nvmeof.replication import (
     ENTRIES_MAX,
     VERSION,
@@ -32,7 +31,6 @@ from holdfast_transport_nvmeof.replication import (
     host_of,
     subsystem_of,
 )
-from holdfast_transport_nvmeof.sockets import keep_alive
 from holdfast_transport_nvmeof.status import NvmeStatusError
 from holdfast_transport_nvmeof.transport_options import NvmeTcpTransportOptions
 
@@ -154,7 +152,7 @@ class NvmeTcpTransport:
         self._links[link] = controller
         link.begin(connection_transport, handler.on_messages)
         link.serve(handler)
-        keep_alive(connection_transport, self.options.keepalive_s)
+        self.options.keep_alive(connection_transport)
         link.send((hello,))
         controller.admin.when_closed(link.orphaned_later)
         return link

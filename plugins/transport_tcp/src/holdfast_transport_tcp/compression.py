@@ -13,8 +13,8 @@ import lz4.block
 import zstandard
 
 from holdfast.messages import Payload
+from holdfast.sockets import Counters
 from holdfast.units import KIB, MIB
-from holdfast_transport_tcp.counters import Counters
 from holdfast_transport_tcp.layout import Stored
 
 COMPRESS_BYTES_MIN: Final = 1 * KIB

@@ -17,9 +17,9 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 from holdfast import messages as m
 from holdfast.errors import RemoteProtocolError
 from holdfast.messages import Payload
+from holdfast.sockets import Counters
 from holdfast.units import Epoch
 from holdfast_transport_tcp.compression import Codec
-from holdfast_transport_tcp.counters import Counters
 from holdfast_transport_tcp.encoder import (
     CARRYING_OPS,
     CARRYING_REQUESTS,

@@ -17,9 +17,9 @@ from holdfast import messages as m
 from holdfast.cold import ColdCodec
 from holdfast.errors import LocalProtocolError
 from holdfast.messages import Message, Payload
+from holdfast.sockets import Counters
 from holdfast.units import KIB, Sequence
 from holdfast_transport_tcp.compression import Squeezer
-from holdfast_transport_tcp.counters import Counters
 from holdfast_transport_tcp.layout import (
     BATCH_BYTES_MAX,
     FRAME_BYTES_MAX,

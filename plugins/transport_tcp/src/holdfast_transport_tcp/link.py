@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
@@ -21,9 +20,9 @@ from holdfast.errors import (
 )
 from holdfast.interfaces.transport import Accept, LinkHandler
 from holdfast.messages import Attach, Hello, Message, PeerHello, SessionOpen
+from holdfast.sockets import Counters
 from holdfast_transport_tcp import preface
 from holdfast_transport_tcp.compression import Codec, Squeezer
-from holdfast_transport_tcp.counters import Counters
 from holdfast_transport_tcp.decoder import Decoder, OtherVersionError
 from holdfast_transport_tcp.encoder import Encoder, Press
 from holdfast_transport_tcp.layout import HELLO_BYTES_MAX, PREFACE_BYTES_MAX
@@ -155,20 +154,10 @@ class TcpLink(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def configure_socket(self, keepalive_s: float) -> None:
-        """Send small frames at once, and have the kernel end a connection whose peer has died."""
+    def watch_peer(self) -> None:
+        """Have the kernel end the connection when its peer has died."""
         assert self._transport is not None
-        own = self._transport.get_extra_info("socket")
-        seconds = round(keepalive_s)
-        for level, option, value in (
-            (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-            (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-            (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds),
-            (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, seconds),
-            (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2),
-            (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 3000 * seconds),
-        ):
-            own.setsockopt(level, option, value)
+        self._room.options.keep_alive(self._transport)
 
     # --- what asyncio calls -----------------------------------------------------------------
 

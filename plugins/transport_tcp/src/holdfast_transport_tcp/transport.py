@@ -20,8 +20,8 @@ from holdfast.errors import UnavailableError, UsageError
 from holdfast.heap import keep_warm
 from holdfast.interfaces.transport import Accept, LinkHandler
 from holdfast.messages import Hello
+from holdfast.sockets import Counters
 from holdfast_transport_tcp.compression import Codec, codec_named
-from holdfast_transport_tcp.counters import Counters
 from holdfast_transport_tcp.encoder import Press
 from holdfast_transport_tcp.link import AcceptedLink, ConnectingLink, TcpLink
 from holdfast_transport_tcp.options import TcpOptions
@@ -196,7 +196,7 @@ class TcpTransport:
         self.counters.connections_open += 1
         if self._collecting is None:
             self._collect()
-        link.configure_socket(self.options.keepalive_s)
+        link.watch_peer()
 
     def left(self, link: TcpLink) -> None:
         """Take note that a connection is gone."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Sequence
 from typing import Protocol, cast
 
@@ -22,15 +21,13 @@ from holdfast.node.nbd.export import Export
 from holdfast.node.nbd.handshake import ExportInfo, Handshake, Phase, Question
 from holdfast.node.nbd.transmission import Transmission
 from holdfast.slab import Slab
+from holdfast.sockets import keep_alive
 from holdfast.units import MIB
 
 _log = logging.getLogger("holdfast.nbd")
 
 UNSENT_BYTES_MAX = 8 * MIB
 """Answers waiting for the client beyond which nothing more is read from it."""
-KEEPALIVE = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
-"""A client whose machine vanished is noticed after 30 s: its session holds the volume (R11)."""
-USER_TIMEOUT_MS = 30_000
 
 
 class Owner(Protocol):
@@ -86,7 +83,8 @@ class Connection(asyncio.BufferedProtocol):
         self.peer = _peer_name(self._transport)
         self.is_open = True
         self._transport.set_write_buffer_limits(high=UNSENT_BYTES_MAX)
-        _keep_alive(self._transport)
+        # A client whose machine vanished is noticed after 30 s: its session holds the volume (R11).
+        keep_alive(self._transport, silent_s=15, probe_s=5, probes=3, unconfirmed_s=30)
         if not self.owner.on_connected(self):
             self.hang_up("Too many clients are connected; raise frontend.nbd.connections_max.")
             return
@@ -270,14 +268,3 @@ class Connection(asyncio.BufferedProtocol):
 def _peer_name(transport: asyncio.Transport) -> str:
     name = transport.get_extra_info("peername")
     return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name or "?")
-
-
-def _keep_alive(transport: asyncio.Transport) -> None:
-    """Have the kernel notice clients whose machines are gone, as far as the platform can."""
-    sock = transport.get_extra_info("socket")
-    if sock is None or sock.family not in {socket.AF_INET, socket.AF_INET6}:
-        return
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (*KEEPALIVE, ("TCP_USER_TIMEOUT", USER_TIMEOUT_MS)):
-        if hasattr(socket, name):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

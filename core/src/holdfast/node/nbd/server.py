@@ -25,6 +25,7 @@ from holdfast.node.nbd.connection import Connection, Limits
 from holdfast.node.nbd.export import Export
 from holdfast.node.nbd.handshake import ExportInfo, ListQuestion, Phase, Question
 from holdfast.node.nbd.protocol import Rep
+from holdfast.sockets import bracketed, split_address
 from holdfast.units import MIB, REQUEST_BYTES_MAX
 
 _log = logging.getLogger("holdfast.nbd")
@@ -118,12 +119,12 @@ class NbdFrontend:
                 hint="Choose another address with frontend.nbd.listen, or end what holds it.",
             ) from error
         bound = self._server.sockets[0].getsockname()
-        self.address = f"{_bracketed(bound[0])}:{bound[1]}"
+        self.address = f"{bracketed(bound[0])}:{bound[1]}"
 
     def uri(self, volume: str, host: str) -> str:
         """Return the URI at which clients on other machines find the volume."""
         port = split_address(self.address)[1]
-        return f"nbd://{_bracketed(host)}:{port}/{quote(volume, safe='')}"
+        return f"nbd://{bracketed(host)}:{port}/{quote(volume, safe='')}"
 
     def metrics(self) -> Mapping[str, float]:
         """Return gauges of now and counters since the start."""
@@ -265,22 +266,6 @@ class NbdFrontend:
         _log.info("NBD export %s: its session ended. %s", export.name, sentence)
         if self._exports.get(export.name) is export:
             del self._exports[export.name]
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Return host and port of `HOST:PORT` or `[IPV6]:PORT`.
-
-    Raises:
-        ValueError: It is neither.
-    """
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal() or int(port) > 65535:
-        raise ValueError(f"{address!r} is no address; write for example 127.0.0.1:10809")
-    return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 def _rep_of(error: HoldfastError) -> Rep:
