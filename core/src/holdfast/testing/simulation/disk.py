@@ -64,6 +64,8 @@ class CopyDisk:
     rotten: bool = False
     """Damaged beyond what the rules promise to survive; invariants leave it alone."""
     tainted: bool = False
+    tainted_at: float = 0.0
+    """When, in world time."""
     """Lost power since it was last known to hold every acknowledged write."""
     rotted: set[int] = field(factory=set)
     """Blocks that have other bytes than were written there, until they are written again."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from attrs import define, field
 
 from holdfast.messages import Reply, RequestKind
-from holdfast.model import Access, CopyState, GroupRecord
+from holdfast.model import Access, CopyState, GroupRecord, Member
 from holdfast.sync.context import Context
 from holdfast.sync.healing import view_of
 from holdfast.sync.member import Role
@@ -131,9 +131,16 @@ class Invariants:
         """Return the disks of the in-sync copies, where they still exist."""
         for member in record.members:
             if member.state is CopyState.IN_SYNC:
-                disk = self.world.machines[member.node].copies.get(record.volume)
-                if disk is not None and disk.superblock.copy == member.copy:
+                disk = self.disk_of(member, record.volume)
+                if disk is not None:
                     yield member.node, disk
+
+    def disk_of(self, member: Member, volume: VolumeId) -> CopyDisk | None:
+        """Return the disk that the record means (R8); None: it is gone, or another stands there."""
+        disk = self.world.machines[member.node].copies.get(volume)
+        if disk is None or disk.superblock.copy != member.copy:
+            return None
+        return disk if member.incarnation in {"", disk.superblock.incarnation} else None
 
     def _holds(
         self, volume: VolumeId, record: GroupRecord, block: int, value: object, start: int
@@ -198,14 +205,28 @@ class Invariants:
 
     def on_damage(self, volume: VolumeId, disk: CopyDisk) -> None:
         """A copy has lost what was not flushed; if that is true of all, I4 alone protects."""
-        disk.tainted = True
+        disk.tainted, disk.tainted_at = True, self.world.now
         stored = self.world.store.records.get(volume)
         if stored is None:
             return
         disks = [disk for _, disk in self.in_sync_disks(stored[0])]
         if disk in disks and all(d.tainted for d in disks):
-            self.world.history.loss(volume)
-            self.world.trace("loss", volume, "every in-sync copy has lost what was not flushed")
+            self._lost(volume)
+
+    def _lost(self, volume: VolumeId) -> None:
+        self.world.history.loss(volume)
+        self.world.trace("loss", volume, "every in-sync copy has lost what was not flushed")
+
+    def _lost_by_a_late_drop(self, record: GroupRecord, before: GroupRecord) -> None:
+        """A drop was asked for by a copy that lost what was not flushed before it took place.
+
+        It might as well have taken place in the moment before, and then that copy was the last.
+        """
+        disks = [disk for _, disk in self.in_sync_disks(record)]
+        asked_at = self.world.store.asked_at
+        if set(record.in_sync) < set(before.in_sync) and record.primary == before.primary:
+            if disks and all(disk.tainted and asked_at <= disk.tainted_at for disk in disks):
+                self._lost(record.volume)
 
     def on_record(self, record: GroupRecord, before: GroupRecord | None) -> None:
         """A record was written: who has joined is clean again; I6's one-way doors."""
@@ -233,6 +254,7 @@ class Invariants:
         if record.primary != before.primary:
             self.damage.on_promoted(self.world, record)
         self._suspicions(record, before)
+        self._lost_by_a_late_drop(record, before)
         joined = set(record.in_sync) - set(before.in_sync)
         for node, disk in self.in_sync_disks(record):
             if disk.superblock.copy in joined:
@@ -272,10 +294,7 @@ class Invariants:
             members = [
                 (m, disk)
                 for m in record.members
-                if (disk := self.world.machines[m.node].copies.get(volume)) is not None
-                and disk.superblock.copy == m.copy
-                and m.incarnation in {"", disk.superblock.incarnation}
-                and not disk.rotten
+                if (disk := self.disk_of(m, volume)) is not None and not disk.rotten
             ]
             in_sync = [
                 (m.node, d) for m, d in members if m.state is CopyState.IN_SYNC and not d.tainted

@@ -68,6 +68,8 @@ class Store:
     """How probably an answer is lost."""
     on_write: Callable[[GroupRecord, GroupRecord | None], None] = field(default=lambda _a, _b: None)
     operations: int = 0
+    asked_at: float = 0.0
+    """When the last compare-and-set that took place was asked for, in world time."""
     policy_changed_at: dict[VolumeId, float] = field(factory=dict)
     """When an operator last changed the policy of a volume."""
 
@@ -88,7 +90,8 @@ class Store:
         done: Callable[[str, GroupRecord | None, int], None],
     ) -> None:
         """Write `record` if `expected` is in force; `done` is told once."""
-        self.world.after(self._delay(), self._on_cas, process, record, expected, done)
+        now = self.world.now
+        self.world.after(self._delay(), self._on_cas, process, record, expected, done, now)
 
     def _on_cas(
         self,
@@ -96,6 +99,7 @@ class Store:
         record: GroupRecord,
         expected: int,
         done: Callable[[str, GroupRecord | None, int], None],
+        asked_at: float,
     ) -> None:
         rng = self.world.rng
         self.operations += 1
@@ -104,6 +108,7 @@ class Store:
             return
         current = self.records.get(record.volume)
         if current is not None and current[1] == expected:
+            self.asked_at = asked_at
             self.write(record)
             answer: tuple[str, GroupRecord | None, int] = ("ok", record, self.version)
         elif current is None:
