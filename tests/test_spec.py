@@ -81,6 +81,18 @@ WRONG: Mapping[str, Mutation] = {
         "I2",
         {"Faults": '{"isolate"}'},
     ),
+    "a copy that the record names does not wait for the end of its promise": Mutation(
+        "epoch[c] < view[c].epoch =>",
+        "FALSE =>",
+        "I2",
+        {
+            "Copies": "{c1, c2}",
+            "MaxWrites": "0",
+            "Faults": '{"cut", "crash", "late"}',
+            "MaxFaults": "2",
+            "MaxEpoch": "3",
+        },
+    ),
     "a new primary serves before it has reconciled": Mutation(
         "LET sus == Suspect(disk[p]) \\/ \\E c \\in Others(p) : leg[p][c].sus",
         "LET sus == FALSE",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import attrs
 from core.tests.groups import VOLUME, Group
 
-from holdfast.messages import RequestKind
+from holdfast.messages import EpochChange, RequestKind
+from holdfast.model import Access
+from holdfast.sync import events as ev
 from holdfast.sync.member import GroupMember, Role
 from holdfast.units import BLOCK_BYTES, NodeName
 
@@ -77,3 +80,28 @@ def test_a_link_that_breaks_as_a_sync_begins_does_not_block_the_copy_for_good() 
     assert is_blocked(group, replica)
     group.world.network.reset(primary, replica)
     group.until_healthy()
+
+
+def test_a_change_is_asked_for_by_the_record_in_the_store_and_not_by_an_older_one_of_the_stream() -> (
+    None
+):
+    """A watch was quicker than the stream, whose record is of the same epoch and says less.
+
+    Asked for at the version of the watch, a change of the older record undid what lay between: a
+    volume whose writing was withdrawn became writable.
+    """
+    group = Group(1)
+    member = member_of(group, group.replica_nodes[0])
+    ctx, now = member.ctx, ev.Instant(group.world.now, group.world.now)
+    before, version = ctx.record, ctx.version + 1
+    newer = attrs.evolve(before, access=Access.READ_ONLY)
+    member.step(ev.RecordSeen(newer, version), now)
+    assert member.replica.link is not None
+    told = EpochChange(ctx.epoch, before.to_bytes())
+    member.step(ev.Received(member.replica.link, (told,)), now)
+    ctx.rebooted = True
+    asked = member.step(ev.Tick(), now)
+    assert [type(effect) for effect in asked] == [ev.ReadRecord]
+    (change,) = member.step(ev.RecordSeen(newer, version), now)
+    assert isinstance(change, ev.CompareAndSet)
+    assert (change.record.access, change.version) == (Access.READ_ONLY, version)

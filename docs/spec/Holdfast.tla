@@ -428,6 +428,9 @@ Stand(c) ==
     LET p == view[c].primary IN
     /\ role[c] = "replica" /\ want[c] = None /\ ~MustPublish(c) /\ MayPromote(view[c], c)
     /\ p # c => c \notin pri[p].lease /\ ~Grants(p, c)
+    \* Named by a request of a process that died: the next one may have promised something.
+    /\ epoch[c] < view[c].epoch =>
+         \A x \in Copies \ {c} : c \notin pri[x].lease /\ ~Grants(x, c)
     /\ role' = [role EXCEPT ![c] = "candidate"]
     /\ up' = [up EXCEPT ![c] = None]
     /\ UNCHANGED <<rec, view, want, epoch, disk, pri, leg, hist, net>>

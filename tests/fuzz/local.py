@@ -148,7 +148,6 @@ _REQUESTS = (
     ("POST", "/v1/volumes/v/evict"),
     ("DELETE", "/v1/volumes/v"),
     ("GET", ""),
-    ("POST", "/v1/node/labels"),
 )
 
 

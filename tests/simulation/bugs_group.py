@@ -79,6 +79,29 @@ def impatient_replica(patch: Patch) -> None:
     patch(Candidacy, "stand_at", stand_at)
 
 
+@bug(
+    # A candidate asks for the group and dies; what it asked for is carried out when its next process
+    # has promised the old primary a lease, and that one hears nothing from the store.
+    (4.0, "store-cut", "@primary", 14.0, 0.5),
+    (4.0, "pause", "@primary", 4.9, 0.5),
+    (6.2, "store-slow", "", 2.7, 0.7),
+    (8.8, "kill", "@replica", 0.05, 0.5),
+    nodes=2,
+    replicas=1,
+    think_s=0.02,
+    clients=2,
+)
+def serve_when_named(patch: Patch) -> None:
+    """Take over at once when the record says so, whoever was promised a lease."""
+    original = Candidacy.stand_at
+
+    def stand_at(self: Candidacy) -> float:
+        named = self.ctx.record.primary == self.ctx.copy
+        return float("-inf") if named else original(self)
+
+    patch(Candidacy, "stand_at", stand_at)
+
+
 @bug()
 def unsure_is_won(patch: Patch) -> None:
     """Take a compare-and-set of unknown outcome for one that took place."""

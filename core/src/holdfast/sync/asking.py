@@ -57,6 +57,14 @@ class Asking:
             self._reading = True
             out.append(ReadRecord())
 
+    def forget(self) -> None:
+        """Ask no more for the change under way; it may still take place.
+
+        For a copy that has lost what it held: asked for again, it would drop copies that still hold
+        it.
+        """
+        self.wanted, self.is_unsure = None, False
+
     def tell(self, out: list[Effect]) -> None:
         """Tell what was to be told of the change that was won."""
         out.extend(self._notes)

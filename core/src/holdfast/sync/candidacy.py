@@ -15,8 +15,6 @@ from holdfast.sync.context import BUSY_TICK_S, IDLE_TICK_S, Context
 from holdfast.sync.events import Instant, Note
 from holdfast.sync.replica import ReplicaRole
 
-HANDOVER_NEWS_S = 0.25
-"""How long a copy that the record names waits for its predecessor to tell it so on the stream."""
 LOOK_S = 2.5
 """A copy that could stand looks at the silence of its primary at least this often."""
 
@@ -46,14 +44,15 @@ class Candidacy:
 
     def stand_at(self) -> float:
         """Return when the primary has been silent for long enough; monotonic time."""
-        if self.ctx.record.primary == self.ctx.copy:
-            if self.replica.link is None:
-                # This very copy was primary; its old process is gone, it held the lock.
-                return float("-inf")
-            # A handover, heard of from the store first; the stream brings it without another epoch.
-            return self.replica.heard_since + HANDOVER_NEWS_S
-        timing = self.ctx.peers.timing
-        heard = max(self.ctx.peers.heard_at(self.ctx.record.volume), self.replica.heard_since)
+        ctx = self.ctx
+        is_first = ctx.record.epoch == 1
+        if ctx.record.primary == ctx.copy and (is_first or ctx.epoch >= ctx.record.epoch):
+            # It was primary in that epoch, its old process is gone, it held the lock; or whoever was
+            # has handed over. Otherwise a process of this node may have asked for the group, died, and
+            # been carried out late, when the next one had promised the old primary a lease.
+            return float("-inf")
+        timing = ctx.peers.timing
+        heard = max(ctx.peers.heard_at(ctx.record.volume), self.replica.heard_since)
         return heard + timing.lease_s + timing.margin_s
 
     def claim(self, now: Instant) -> tuple[GroupRecord, Note] | None:

@@ -89,6 +89,9 @@ class Context:
     """The highest epoch known to be durable in the superblock."""
     hash_of: HashOf = hash_of
     """Another one where disks are simulated and hash in their own way."""
+    told: bool = False
+    """The record came by the stream, and `version` is another one's: before anything is asked for by
+    compare-and-set the store is read, or the change would undo what others have changed."""
     stalled_s: float = 0.0
     """How long the own disk has answered nothing, as last told."""
     growing_to: int = 0
@@ -199,7 +202,9 @@ class Context:
         before = self.record
         self.record = record
         if version is not None:
-            self.version = version
+            self.version, self.told = version, False
+        elif record != before:
+            self.told = True
         mine = record.find(self.copy)
         in_sync = mine is not None and mine.state is CopyState.IN_SYNC
         was = before.find(self.copy)

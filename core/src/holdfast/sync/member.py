@@ -332,7 +332,10 @@ class GroupMember:
             # Whenever the record counts it in, also when that was asked for before it lost power; but
             # not when it was synced since, and the store tells of that sooner than the primary.
             if ctx.record.epoch < ctx.epoch or not replica.on_joined(out):
-                self.asking.change(membership.mark_suspect(ctx.record, ctx.copy), out)
+                if ctx.told:
+                    self.asking.read(out)
+                else:
+                    self.asking.change(membership.mark_suspect(ctx.record, ctx.copy), out)
                 return
         if self.role is Role.REPLICA and self.candidacy.is_due(now):
             # From here on the old primary gets no promise and no acknowledgement from this copy.
@@ -405,7 +408,7 @@ class GroupMember:
             if record.primary != ctx.copy or record.epoch > ctx.record.epoch:
                 ctx.adopt(record, version, out)
                 self._step_down(now, out, f"deposed by epoch {record.epoch}")
-            elif version != ctx.version:
+            elif version != ctx.version or ctx.told:
                 self.primary.stopped = False
                 ctx.adopt(record, version, out)
                 assert self.keeper is not None
@@ -418,10 +421,7 @@ class GroupMember:
             self._stand(now, out)
             return
         if self.replica.link is None or record.epoch >= ctx.epoch:
-            # With its version, or a change asked for next would undo what others have changed.
             ctx.adopt(record, version, out)
-        else:
-            ctx.version = version
         if self.role is Role.CANDIDATE or changed:
             self._follow(now)
 
@@ -492,6 +492,7 @@ class GroupMember:
     def _on_disk_failed(self, event: ev.DiskFailed, out: list[Effect]) -> None:
         """R1: a copy whose disk fails is lost; a primary's group goes on without it."""
         self.failure = event.sentence
+        self.asking.forget()
         self.ctx.note("disk-failed", event.sentence, out)
         self.replica.fail(event.reason, event.sentence, out)
         if self.primary is not None:

@@ -49,7 +49,7 @@ class Facts:
     process: str
     follows: NodeName | None
     may_stand: bool
-    """A replica that the record counts in, and that has heard its primary lately."""
+    """A replica that may take over, and waits until its promises are over."""
     data: int
     metadata: int
     beside: tuple[str, ...]
@@ -95,7 +95,6 @@ def facts_of(site: Site, shape: Shape) -> Facts:
         )
     ctx, primary = member.ctx, member.primary
     follows = peers._follows.get(VOLUME, (Epoch(0), None))[1]  # noqa: SLF001
-    mine = ctx.record.primary == ctx.copy
     return Facts(
         running=True,
         role=member.role.value,
@@ -105,9 +104,8 @@ def facts_of(site: Site, shape: Shape) -> Facts:
         follows=follows,
         may_stand=(
             member.role is Role.REPLICA
-            and not mine
             and member.candidacy.may_promote()
-            and max(peers.heard_at(VOLUME), member.replica.heard_since) > NEVER
+            and member.candidacy.stand_at() > NEVER
         ),
         data=len(site.data),
         metadata=len(site.metadata),
