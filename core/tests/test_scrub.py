@@ -3,6 +3,7 @@
 import pytest
 from core.tests.groups import VOLUME, Attached, Group
 
+from holdfast.errors import FaultReason
 from holdfast.messages import RequestKind
 from holdfast.sync import events as ev
 from holdfast.testing.simulation.disk import CopyDisk
@@ -125,3 +126,11 @@ def test_losing_the_good_copy_ends_the_scrub_all_the_same(outcomes: list[ev.Veri
     group.until(lambda: has_ended(outcomes), "the outcome")
     assert outcomes[-1].repaired == ()
     assert isinstance(group.pump, Pump)
+
+
+def test_a_scrub_ends_with_the_disk_of_its_primary(outcomes: list[ev.Verified]) -> None:
+    group = Group(1, size_bytes=SIZE)
+    filled(group)
+    group.feed(ev.Verify(7, repair=True, pace_s=0.2))
+    group.feed(ev.DiskFailed(FaultReason.IO_ERROR, "the disk fails"))
+    group.until(lambda: any(told.failed for told in outcomes), "the word that there is no outcome")

@@ -205,13 +205,7 @@ class Departure:
             self._stop_primary(out)
 
     def _stop_primary(self, out: list[Effect]) -> None:
-        member, primary = self.member, self.member.primary
-        assert primary is not None
-        primary.attachments.close_all("not-primary", "This node is stopping.", out)
-        for leg in primary.legs.values():
-            leg.close("stopping", out)
-        member.ctx.peers.revoke(member.ctx.record.volume)
-        member.primary = member.keeper = member.healing = None
+        self.member.lay_down("This node is stopping.", "stopping", out)
         self.rest(out)
 
 

@@ -474,20 +474,31 @@ class GroupMember:
 
     def _step_down(self, now: Instant, out: list[Effect], why: str) -> None:
         """Stop being primary; what was not acknowledged stays in the window for R6 and R8."""
-        ctx, primary = self.ctx, self.primary
-        assert primary is not None
-        primary.stopped = True
-        if self.keeper is not None:
-            for job in self.keeper.verifying:
-                job.abandon(out)
-        primary.attachments.close_all("not-primary", f"This node stepped down: {why}.", out)
-        for leg in primary.legs.values():
-            leg.close("stepped down", out)
-        ctx.peers.revoke(ctx.record.volume)
+        ctx = self.ctx
+        self.lay_down(f"This node stepped down: {why}.", "stepped down", out)
         ctx.note("stepped-down", f"{ctx.node} is no longer primary: {why}.", out)
-        self.primary = self.keeper = self.healing = None
         self._follow(now)
         self.departure.on_stepped_down(out)
+
+    def lay_down(self, sentence: str, why: str, out: list[Effect]) -> None:
+        """End the primary's work at once: no acknowledgement, no lease, no outcome after this.
+
+        Args:
+            sentence: What its consumers are told.
+            why: What its copies are told.
+            out: What is to be done.
+        """
+        primary, keeper = self.primary, self.keeper
+        assert primary is not None
+        assert keeper is not None
+        primary.stopped = True
+        for job in keeper.verifying:
+            job.abandon(out)
+        primary.attachments.close_all("not-primary", sentence, out)
+        for leg in primary.legs.values():
+            leg.close(why, out)
+        self.ctx.peers.revoke(self.ctx.record.volume)
+        self.primary = self.keeper = self.healing = None
 
     def _on_disk_failed(self, event: ev.DiskFailed, out: list[Effect]) -> None:
         """R1: a copy whose disk fails is lost; a primary's group goes on without it."""
@@ -497,12 +508,7 @@ class GroupMember:
         self.replica.fail(event.reason, event.sentence, out)
         if self.primary is not None:
             # No acknowledgement, no lease: an in-sync replica takes over.
-            self.primary.stopped = True
-            self.primary.attachments.close_all("not-primary", event.sentence, out)
-            for leg in self.primary.legs.values():
-                leg.close(event.sentence, out)
-            self.ctx.peers.revoke(self.ctx.record.volume)
-            self.primary = self.keeper = self.healing = None
+            self.lay_down(event.sentence, event.sentence, out)
         elif self.replica.link is not None:
             out.append(ev.CloseLink(self.replica.link, event.sentence))
             self.replica.on_link_lost()

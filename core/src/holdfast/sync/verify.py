@@ -260,7 +260,7 @@ class VerifyJob:
             self._compare(now, out)
 
     def abandon(self, out: list[Effect]) -> None:
-        """The primary steps down; there is no outcome."""
+        """The primary is one no longer; there is no outcome."""
         if not self.done:
             self.done = True
             out.append(Verified(self.token, self.next_chunk, self.chunks, 0, None, failed=True))
