@@ -31,8 +31,7 @@ def one_kill(cluster: RunningCluster, writer: Writer, dice: random.Random, home:
     """Kill the primary and return for how long the writer got no answer, in seconds."""
     if cluster.wait_healthy(VOLUME, 120)["primary"] == home:
         other = next(node for node in cluster.replicas(VOLUME) if node != home)
-        cluster.do("volume", "promote", VOLUME, other)
-        wait_until(lambda: cluster.primary(VOLUME) == other, 10, "the handover")
+        cluster.hand_over(VOLUME, other)
     time.sleep(dice.uniform(*LEAD_S))
     victim = cluster.primary(VOLUME)
     before = writer.seconds

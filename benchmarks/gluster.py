@@ -13,11 +13,10 @@ import os
 import shutil
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.peers import HOST, READY_S, PeerError, Server, needs
+from benchmarks.peers import HOST, PeerError, Server, is_open, needs, wait_for
 
 PORT = 24007
 STATE = Path("/var/lib/glusterd")
@@ -40,7 +39,7 @@ def gluster(folder: Path, size: int) -> Iterator[Server]:
     needs("glusterd", "gluster", "glusterfs")
     if os.geteuid():
         raise PeerError("GlusterFS needs root")
-    if _is_open(PORT) or (STATE.exists() and any((STATE / "vols").glob("*"))):
+    if is_open(PORT) or (STATE.exists() and any((STATE / "vols").glob("*"))):
         raise PeerError(f"GlusterFS is in use on this machine (port {PORT}, {STATE})")
     for needed in (STATE, Path("/var/log/glusterfs"), Path("/var/run/gluster")):
         needed.mkdir(parents=True, exist_ok=True)
@@ -49,8 +48,8 @@ def gluster(folder: Path, size: int) -> Iterator[Server]:
         daemon = subprocess.Popen(["glusterd", "-N"], stdout=output, stderr=output)
     volume = folder.name
     try:
-        _await(lambda: _is_open(PORT), "glusterd does not listen")
-        _await(lambda: _gluster("volume", "list", check=False) == 0, "glusterd does not answer")
+        wait_for(lambda: is_open(PORT), 5, "glusterd to listen")
+        wait_for(lambda: _gluster("volume", "list", check=False) == 0, 5, "glusterd to answer")
         bricks = [f"{socket.gethostname()}:{folder}/brick{n}/data" for n in range(BRICKS)]
         for number in range(BRICKS):
             (folder / f"brick{number}").mkdir()
@@ -102,16 +101,3 @@ def _output(*command: str) -> str:
     if done.returncode:
         raise PeerError(f"{' '.join(command)}: {done.stderr.strip()}")
     return done.stdout
-
-
-def _is_open(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex((HOST, port)) == 0
-
-
-def _await(condition: Callable[[], bool], sentence: str) -> None:
-    deadline = time.monotonic() + READY_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise PeerError(sentence)
-        time.sleep(0.1)

@@ -1,6 +1,6 @@
 """The NBD frontend alone, over volumes in memory, beside nbdkit's memory plugin on the same machine.
 
-    python benchmarks/nbd_frontend.py [--seconds 3] [--rounds 3] [--only holdfast]
+    python -m benchmarks.nbd_frontend [--seconds 3] [--rounds 3] [--only holdfast]
 
 fio's nbd engine drives both in turns over TCP; each figure is the median of the rounds, so that a
 disturbance hits both. Prints requests per second, median and 99th percentile latency, and the ratio.
@@ -12,16 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
+
+from benchmarks.peers import free_port, is_open, wait_for
 
 ROOT = Path(__file__).parent.parent
 SIZE = "256M"
@@ -78,17 +78,11 @@ def holdfast() -> Iterator[str]:
 @contextmanager
 def nbdkit() -> Iterator[str]:
     """Serve nbdkit's memory plugin and yield its URI."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     command = ["nbdkit", "-f", "-i", "127.0.0.1", "-p", str(port), "memory", SIZE]
     with subprocess.Popen(command) as process:
         try:
-            while True:
-                try:
-                    socket.create_connection(("127.0.0.1", port)).close()
-                    break
-                except ConnectionRefusedError:
-                    time.sleep(0.02)
+            wait_for(lambda: is_open(port), 5, "nbdkit to listen")
             yield f"nbd://127.0.0.1:{port}"
         finally:
             process.terminate()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import attrs
+from tests.harness.waiting import WaitedInVainError, wait_until
 
 HOST = "127.0.0.1"
 READY_S = 20.0
@@ -49,6 +50,20 @@ def needs(*programs: str) -> None:
     missing = [program for program in programs if shutil.which(program) is None]
     if missing:
         raise PeerError(f"{', '.join(missing)} not installed")
+
+
+def is_open(port: int) -> bool:
+    """Return whether somebody listens on a TCP port."""
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) == 0
+
+
+def wait_for(condition: Callable[[], bool], deadline_s: float, what: str) -> None:
+    """Wait as `wait_until` does, and raise `PeerError` when it was in vain."""
+    try:
+        wait_until(condition, deadline_s, what)
+    except WaitedInVainError as error:
+        raise PeerError(str(error)) from error
 
 
 def free_port() -> int:
@@ -157,11 +172,11 @@ def mirror(folder: Path, size: int) -> Iterator[Server]:
                     "copy-mode": "write-blocking",
                 },
             )
-            deadline = time.monotonic() + 120
-            while [job["status"] for job in qmp.call("query-jobs")] != ["ready"]:
-                if time.monotonic() > deadline:
-                    raise PeerError("QEMU's mirror did not become ready")
-                time.sleep(0.1)
+            wait_for(
+                lambda: [job["status"] for job in qmp.call("query-jobs")] == ["ready"],
+                30,
+                "QEMU's mirror to be ready",
+            )
         pids = (front, *(pid for _, pid in remotes))
         yield Server(f"nbd://{HOST}:{port}/volume", pids, copies=3)
 

@@ -87,8 +87,7 @@ def by_hash_tree(cluster: RunningCluster) -> Json:
     first, last = cluster.replicas(VOLUME)
     drop(cluster, first, last)
     return_of(cluster, first)
-    cluster.do("volume", "promote", VOLUME, first)
-    wait_until(lambda: cluster.primary(VOLUME) == first, 10, "the handover")
+    cluster.hand_over(VOLUME, first)
     return return_of(cluster, last)
 
 

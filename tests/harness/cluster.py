@@ -236,6 +236,11 @@ class RunningCluster:
         found: str = self.show(name)["primary"]
         return found
 
+    def hand_over(self, name: str, node: str) -> None:
+        """Make the copy on a node the primary, and wait until everybody says so."""
+        self.do("volume", "promote", name, node)
+        wait_until(lambda: self.primary(name) == node, 10, "the handover")
+
     def replicas(self, name: str) -> list[str]:
         """Return the nodes that have in-sync replicas."""
         return [
