@@ -54,7 +54,7 @@ class _Consumer(Client):
 
     replies: list[Reply]
 
-    def _on_replies(self, replies: Sequence[Reply]) -> None:
+    def on_replies(self, replies: Sequence[Reply]) -> None:
         self.replies.extend(replies)
 
 

@@ -157,7 +157,7 @@ def kept() -> dict[str, Catch]:
 
 def every_bug() -> Mapping[str, Bug]:
     """Return all bugs; the modules that define them register them."""
-    from tests.simulation import bugs_answers, bugs_group, bugs_sync  # noqa: F401
+    from tests.simulation import bugs_answers, bugs_group, bugs_reading, bugs_sync  # noqa: F401
 
     return BUGS
 

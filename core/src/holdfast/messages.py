@@ -308,6 +308,25 @@ class CopyFailed:
     sentence: str
 
 
+@attrs.frozen
+class ReadLeaseQuery:
+    """Copy to primary: consumers here would read from this copy; for how long may it answer them?"""
+
+    epoch: Epoch
+    number: int
+    """Rises with every query of the copy's process."""
+
+
+@attrs.frozen
+class ReadLease:
+    """Primary to copy: the answer to the query of this number."""
+
+    epoch: Epoch
+    number: int
+    for_s: float
+    """Seconds from when the query was *sent*, by the copy's own clock; 0: not now."""
+
+
 # --- sessions ----------------------------------------------------------------------------------
 
 
@@ -422,6 +441,8 @@ Message = (
     | ReadQuery
     | ReadAnswer
     | CopyFailed
+    | ReadLeaseQuery
+    | ReadLease
     | SessionOpen
     | SessionOpened
     | Requests

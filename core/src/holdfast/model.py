@@ -54,6 +54,10 @@ class Health(enum.Enum):
     DELETING = "deleting"
 
 
+READ_FROM = ("primary", "local")
+"""What `VolumeSpec.read_from` may be."""
+
+
 @attrs.frozen
 class VolumeSpec:
     """What the operator declared; changed only by the operator."""
@@ -71,6 +75,8 @@ class VolumeSpec:
     """Node name to transport, for copies that are reached by another one."""
     shared: bool = False
     """Lifts R11 (one writer) for cluster file systems."""
+    read_from: str = READ_FROM[0]
+    """Which copy answers reads: the primary, or the in-sync one on the consumer's own node, if any."""
     hash_key: str = ""
     """64 hexadecimal digits: the key of this volume's chunk hashes."""
     member_missing_timeout_s: float = 0.0

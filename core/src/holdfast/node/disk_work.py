@@ -141,6 +141,9 @@ class DiskWork:
         """Read for consumers and reply."""
         began = _monotonic()
         if self._is_slow(began):
+            if effect.at_once:
+                self._feed(ev.ReadsFailed(effect.link, effect.requests))
+                return
             self._in_thread(
                 lambda: self._read_all(effect.requests),
                 lambda done: self._tell(effect.link, *done),
@@ -151,6 +154,8 @@ class DiskWork:
             replies, failed = self._read_all(effect.requests)
         except CopyError as error:
             self._fail(error)
+            if effect.at_once:
+                self._feed(ev.ReadsFailed(effect.link, effect.requests))
             return
         ended = _monotonic()
         if ended - began > SLOW_S:

@@ -25,6 +25,9 @@ class Candidacy:
 
     ctx: Context
     replica: ReplicaRole
+    read_until: float
+    """Until when copies may read by leases of earlier primaries, which count on this copy's promise; at
+    first, on what its process before this one promised. Monotonic."""
     is_forced: bool = False
     """An operator wants this copy to be primary, whatever may be missing on it."""
 
@@ -54,6 +57,12 @@ class Candidacy:
         timing = ctx.peers.timing
         heard = max(ctx.peers.heard_at(ctx.record.volume), self.replica.heard_since)
         return heard + timing.lease_s + timing.margin_s
+
+    def note_promise(self) -> None:
+        """This copy follows nobody from here on: what it has promised last bounds `read_until`."""
+        peers = self.ctx.peers
+        last = max(peers.promised_at(self.ctx.record.volume), self.replica.heard_since)
+        self.read_until = max(self.read_until, last + peers.timing.lease_s)
 
     def claim(self, now: Instant) -> tuple[GroupRecord, Note] | None:
         """Return the record to ask for, with what to tell if it is won; None: it may not be."""

@@ -20,6 +20,7 @@ from holdfast.messages import (
     Replies,
     Reply,
     Request,
+    RequestKind,
     Requests,
     SessionClose,
     SessionOpen,
@@ -29,6 +30,7 @@ from holdfast.messages import (
 from holdfast.model import Access, GroupRecord
 from holdfast.units import NodeName
 
+_READ = int(RequestKind.READ)
 _new = tuple.__new__  # Half the cost of calling the named tuple.
 RETRY_S_MIN = 0.005
 """The new primary of a handover may hear of it some milliseconds after its consumers."""
@@ -132,6 +134,27 @@ class ConsumerSession:
         if self.phase is SessionPhase.OPEN:
             return _new(Requests, (self.generation, requests))
         return None
+
+    def readable_here(self, requests: Sequence[Request]) -> tuple[list[Request], list[Request]]:
+        """Divide new requests into reads that a copy beside the consumer may answer, and the others.
+
+        A read behind an unanswered write of its own session goes the way of that write, so that it
+        sees it, as it would at the primary.
+        """
+        here: list[Request] = []
+        others: list[Request] = []
+        for request in requests:
+            if self.phase is SessionPhase.OPEN and request.kind == _READ:
+                start, end = request.offset, request.offset + request.length
+                unanswered = (*self.unanswered.values(), *others)
+                if not any(
+                    r.kind != _READ and r.offset < end and start < r.offset + r.length
+                    for r in unanswered
+                ):
+                    here.append(request)
+                    continue
+            others.append(request)
+        return here, others
 
     def refuse(self, requests: Sequence[Request]) -> Sequence[Reply]:
         """Return the answers of a closed session."""

@@ -96,6 +96,16 @@ class Received(NamedTuple):
     messages: Sequence[Message]
 
 
+class LocalReads(NamedTuple):
+    """A consumer on this node asks to read from this very copy (READ only), under its read lease.
+
+    Answered in the same step, by `ServeReads` and `Unserved`.
+    """
+
+    link: LinkId
+    requests: Sequence[Request]
+
+
 @attrs.frozen
 class AttachReceived:
     """Another node, as primary, opened a link to this copy."""
@@ -154,7 +164,10 @@ class ReadFailed:
 
 @attrs.frozen
 class ReadsFailed:
-    """These requests of a `ServeReads` met media errors and were not answered."""
+    """These requests of a `ServeReads` were not answered.
+
+    They met media errors, or would have had to wait for the disk though they may not.
+    """
 
     link: LinkId
     requests: Sequence[Request]
@@ -280,6 +293,7 @@ Event = (
     | LinkOpened
     | LinkLost
     | Received
+    | LocalReads
     | AttachReceived
     | SessionLinked
     | RegionsMarked
@@ -380,6 +394,16 @@ class MapDisk(NamedTuple):
 
 class ServeReads(NamedTuple):
     """Read the local copy for these requests (READ and EXTENTS) and reply on the link."""
+
+    link: LinkId
+    requests: Sequence[Request]
+    at_once: bool = False
+    """Now or not at all: what the disk would keep waiting for is told by `ReadsFailed` instead. What
+    a replica answers by itself is right at this moment, and need not be later."""
+
+
+class Unserved(NamedTuple):
+    """These requests of a `LocalReads` are for the primary; say so on the link."""
 
     link: LinkId
     requests: Sequence[Request]
@@ -493,6 +517,7 @@ Effect = (
     | HashDisk
     | MapDisk
     | ServeReads
+    | Unserved
     | SendReplies
     | OpenLink
     | CloseLink

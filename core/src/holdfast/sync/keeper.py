@@ -22,6 +22,7 @@ from holdfast.messages import (
     HashAnswer,
     Message,
     ReadAnswer,
+    ReadLeaseQuery,
     Refused,
     Resized,
     SyncBegun,
@@ -39,6 +40,7 @@ from holdfast.sync.leg import (
 )
 from holdfast.sync.mending import Mending
 from holdfast.sync.primary import PrimaryRole
+from holdfast.sync.reading import NEVER, grant
 from holdfast.sync.syncing import Syncing
 from holdfast.sync.verify import VerifyJob
 
@@ -61,6 +63,8 @@ class Keeper:
     verifying: list[VerifyJob] = field(factory=list)
     mending: Mending = field(init=False)
     syncing: Syncing = field(init=False)
+    inherited_until: float = NEVER
+    """Until when a copy that has not presented itself may read by a lease of an earlier primary."""
 
     def __attrs_post_init__(self) -> None:
         """Begin with nothing to mend or to sync."""
@@ -85,6 +89,7 @@ class Keeper:
                     member.state,
                     required_since=now.mono,
                     progress_at=now.mono,
+                    reads_until=self.inherited_until,
                 )
             elif leg.state is not member.state or (leg.wants_sync and _names(member, leg)):
                 self._change_state(leg, member, now, out)
@@ -317,6 +322,7 @@ class Keeper:
                 self._present(leg, now, out)
         elif isinstance(message, CopyFailed):
             self._fault(leg, FaultReason(message.reason), message.sentence)
+            leg.reads_until = NEVER  # It answers nothing by itself any more.
             if leg.state is CopyState.OFFLINE:
                 leg.close("it has failed", out)
                 leg.wants_sync = False
@@ -328,6 +334,8 @@ class Keeper:
             self.mending.on_bytes(leg, message.id, data, now, out)
             for job in self.verifying:
                 job.on_bytes(message.id, data, now, out)
+        elif isinstance(message, ReadLeaseQuery):
+            grant(self.primary, leg, message, now, out)
         else:
             assert isinstance(message, SyncBegun), message
 
@@ -345,6 +353,7 @@ class Keeper:
         ctx = self.ctx
         leg.identity = identity
         leg.phase = Phase.READY
+        leg.reads_until = NEVER  # Whatever it was granted before, it has given up.
         leg.size_bytes = identity.size_bytes
         leg.lost_since = leg.gone_since = None
         if identity.epoch < ctx.epoch:

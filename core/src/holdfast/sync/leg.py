@@ -100,6 +100,10 @@ class Leg:
     """What it was last asked to grow to on this link."""
     queries: dict[int, int] = field(factory=dict)
     """Local disk token to query id of the job."""
+    reads_until: float = float("-inf")
+    """Until when the copy may answer reads by itself, as far as this primary can know; monotonic."""
+    reads_ended: bool = False
+    """It is to leave the in-sync set: it gets no read lease any more."""
     read_token: int | None = None
     read_again_at: float = 0.0
     """The own disk could not read what this copy needs; not before then is it tried again."""

@@ -28,7 +28,7 @@ from holdfast.messages import (
 )
 from holdfast.model import CopyState, GroupRecord
 from holdfast.sync import events as ev
-from holdfast.sync import growth, membership
+from holdfast.sync import growth, membership, reading
 from holdfast.sync.asking import Answer, Asking
 from holdfast.sync.attachments import Attachments
 from holdfast.sync.candidacy import Candidacy
@@ -88,7 +88,9 @@ class GroupMember:
         """Begin as a replica; the first `Tick` decides whether that is right."""
         self.replica = ReplicaRole(self.ctx, heard_since=self.started_at)
         self.asking = Asking(self.ctx)
-        self.candidacy = Candidacy(self.ctx, self.replica)
+        self.candidacy = Candidacy(
+            self.ctx, self.replica, self.started_at + self.ctx.peers.timing.lease_s
+        )
         self.departure = Departure(self)
 
     # -- the step ---------------------------------------------------------------------------------
@@ -111,6 +113,11 @@ class GroupMember:
         elif type(event) is ev.Flushed:
             self.ctx.disk.on_flushed(event.token, out)
             self._on_progress(now, out)
+        elif type(event) is ev.LocalReads:
+            if role is Role.REPLICA and not self.departure.stopping:
+                self.replica.read(event.link, event.requests, now, out)
+            else:
+                out.append(ev.Unserved(event.link, event.requests))
         elif type(event) is ev.RegionsMarked:
             self.ctx.disk.on_marked(out)
         else:
@@ -257,6 +264,8 @@ class GroupMember:
             case ev.ReadsFailed():
                 if self.keeper is not None:
                     self.keeper.mending.add(event.link, event.requests, now, out)
+                else:
+                    out.append(ev.Unserved(event.link, event.requests))
             case ev.MapDone():
                 if self.keeper is not None:
                     self.keeper.on_map(event, now, out)
@@ -304,7 +313,7 @@ class GroupMember:
                 # What is told of a change is told once it has come to pass.
                 notes = [effect for effect in effects if isinstance(effect, ev.Note)]
                 out.extend(effect for effect in effects if not isinstance(effect, ev.Note))
-                if desired != self.ctx.record:
+                if reading.are_over(primary, desired, now) and desired != self.ctx.record:
                     primary.count_on(desired)
                     self.asking.change(desired, out, notes)
 
@@ -340,6 +349,7 @@ class GroupMember:
         if self.role is Role.REPLICA and self.candidacy.is_due(now):
             # From here on the old primary gets no promise and no acknowledgement from this copy.
             self.role = Role.CANDIDATE
+            self.candidacy.note_promise()
             # Nor for the epoch that it stands against, though it may have only read of that one.
             ctx.peers.follow(ctx.record.volume, max(ctx.epoch, ctx.record.epoch), None)
             if replica.link is not None:
@@ -457,6 +467,7 @@ class GroupMember:
 
     def _become_primary(self, now: Instant, out: list[Effect]) -> None:
         ctx = self.ctx
+        self.candidacy.note_promise()
         self.replica.promoted = self.candidacy.is_forced = False
         if self.replica.link is not None:
             out.append(ev.CloseLink(self.replica.link, "this copy is primary now"))
@@ -467,7 +478,7 @@ class GroupMember:
         ctx.peers.follow(ctx.record.volume, ctx.record.epoch, ctx.node)
         attachments = Attachments(ctx)
         self.primary = PrimaryRole(ctx, attachments, pace=Pace(ctx.pace_limits))
-        self.keeper = Keeper(ctx, self.primary)
+        self.keeper = Keeper(ctx, self.primary, inherited_until=self.candidacy.read_until)
         self.healing = Healing(ctx, self.primary, self.policy_of)
         self.keeper.follow_record(now, out)
         self.asking.read(out)

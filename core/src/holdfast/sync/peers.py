@@ -65,6 +65,8 @@ class _Incoming:
     leases: dict[VolumeId, Epoch] = field(factory=dict)
     until: dict[VolumeId, float] = field(factory=dict)
     """When a volume that left the set was last named."""
+    before: float = NEVER
+    """When the process before this one was last heard."""
 
 
 @define
@@ -217,7 +219,8 @@ class Peers:
         """Take a heartbeat and return its answer."""
         peer = self._incoming.setdefault(node, _Incoming())
         if peer.session != session:
-            peer = self._incoming[node] = _Incoming(session=session)
+            before = max(peer.before, peer.heard_at)
+            peer = self._incoming[node] = _Incoming(session=session, before=before)
         if beat.leases is not None:
             leases = dict(beat.leases)
             for volume in peer.leases.keys() - leases.keys():
@@ -246,6 +249,15 @@ class Peers:
         if named is not None and named >= epoch:
             return peer.heard_at
         return peer.until.get(volume, NEVER)
+
+    def promised_at(self, volume: VolumeId) -> float:
+        """Return when the primary that the local copy of `volume` follows was last given a promise.
+
+        Not before that, whichever process of its node it was given to.
+        """
+        _, node = self._follows.get(volume, (Epoch(0), None))
+        peer = None if node is None else self._incoming.get(node)
+        return NEVER if peer is None else max(peer.before, self.heard_at(volume))
 
     def heard_process(self, node: NodeName, session: str, now: float) -> bool:
         """Return whether the process `session` of `node` was heard within the lease."""

@@ -26,8 +26,10 @@ from holdfast.messages import (
     HashQuery,
     Message,
     ReadAnswer,
+    ReadLease,
     ReadQuery,
     Refused,
+    Request,
     Resize,
     Resized,
     SyncBegun,
@@ -35,11 +37,12 @@ from holdfast.messages import (
 from holdfast.model import CopyState, GroupRecord
 from holdfast.sync.context import Context
 from holdfast.sync.events import CloseLink, Effect, HashDisk, Instant, LinkId, ReadDisk, Send
+from holdfast.sync.reading import LocalReader
 from holdfast.units import Epoch
 from holdfast.units import Sequence as Position
 
 _new = tuple.__new__  # Half the cost of calling the named tuple.
-StreamMessage = Batch | EpochChange | BeginSync | Resize | HashQuery | ReadQuery
+StreamMessage = Batch | EpochChange | BeginSync | Resize | HashQuery | ReadQuery | ReadLease
 
 
 @define
@@ -70,6 +73,11 @@ class ReplicaRole:
     _acked: tuple[Position, Position] = (Position(-1), Position(-1))
     _answers: dict[int, tuple[int, bool]] = field(factory=dict)
     """Disk token to (query id, whether it is a read)."""
+    reader: LocalReader = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Begin without a read lease."""
+        self.reader = LocalReader(self.ctx)
 
     def on_attach(
         self, link: LinkId, hello: Attach, record: GroupRecord, now: Instant, out: list[Effect]
@@ -84,6 +92,7 @@ class ReplicaRole:
         self._begun = False
         self._resizing = 0
         self._answers.clear()
+        self.reader.end()
         if not hello.resume or hello.session != self._session:
             self.received = ctx.disk.submitted
         self._session = hello.session
@@ -99,6 +108,7 @@ class ReplicaRole:
         self._greeting = self._begun = False
         self._resizing = 0
         self._answers.clear()
+        self.reader.end()
 
     def on_messages(self, messages: Sequence[Message], now: Instant, out: list[Effect]) -> None:
         """Take messages of the stream, in order."""
@@ -118,6 +128,7 @@ class ReplicaRole:
             record = GroupRecord.from_bytes(message.record)
             # Heartbeats to a copy begin when it joins; it has not been silent until then.
             self.heard_since = now.mono
+            self.reader.end()
             self._take_record(record, message.epoch, out)
             if record.primary != ctx.copy:
                 return True
@@ -144,6 +155,8 @@ class ReplicaRole:
             token = ctx.token()
             self._answers[token] = (message.id, True)
             out.append(ReadDisk(token, message.offset, message.length))
+        elif isinstance(message, ReadLease):
+            self.reader.on_lease(message)
         else:
             assert_never(message)
         return True
@@ -169,6 +182,13 @@ class ReplicaRole:
         if query is not None and self.link is not None:
             out.append(Send(self.link, (ReadAnswer(self.ctx.epoch, query[0], errno.EIO, b""),)))
         return query is not None
+
+    def read(
+        self, link: LinkId, requests: Sequence[Request], now: Instant, out: list[Effect]
+    ) -> None:
+        """Answer reads of a consumer on this node as far as the read lease allows."""
+        stream = None if self._greeting or not self._streaming or self.leaving else self.link
+        self.reader.read(link, requests, stream, now, out)
 
     def on_progress(self, out: list[Effect]) -> None:
         """Something was applied, flushed or saved: greet or acknowledge as far as that allows."""

@@ -36,6 +36,8 @@ _new = tuple.__new__
 class Kind(enum.IntEnum):
     """What a frame holds."""
 
+    READ_LEASE_QUERY = 14
+    READ_LEASE = 15
     ATTACH = 16
     ATTACHED = 17
     REFUSED = 18
@@ -75,6 +77,8 @@ _COLD: Final[dict[type[Any], tuple[Kind, ColdCodec]]] = {
         (m.CopyFailed, Kind.COPY_FAILED),
         (m.Resize, Kind.RESIZE),
         (m.Resized, Kind.RESIZED),
+        (m.ReadLeaseQuery, Kind.READ_LEASE_QUERY),
+        (m.ReadLease, Kind.READ_LEASE),
         (m.SessionOpen, Kind.SESSION_OPEN),
         (m.SessionOpened, Kind.SESSION_OPENED),
         (m.VolumeChanged, Kind.VOLUME_CHANGED),

@@ -60,6 +60,8 @@ COLD: Final[dict[type[Any], tuple[FrameType, ColdCodec]]] = {
         (m.CopyFailed, FrameType.COPY_FAILED),
         (m.Resize, FrameType.RESIZE),
         (m.Resized, FrameType.RESIZED),
+        (m.ReadLeaseQuery, FrameType.READ_LEASE_QUERY),
+        (m.ReadLease, FrameType.READ_LEASE),
         (m.SessionOpen, FrameType.SESSION_OPEN),
         (m.SessionOpened, FrameType.SESSION_OPENED),
         (m.VolumeChanged, FrameType.VOLUME_CHANGED),

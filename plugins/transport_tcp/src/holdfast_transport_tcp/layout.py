@@ -53,6 +53,8 @@ class FrameType(enum.IntEnum):
 
     PREFACE = 1
     WELCOME = 2
+    READ_LEASE_QUERY = 14
+    READ_LEASE = 15
     ATTACH = 16
     ATTACHED = 17
     REFUSED = 18

@@ -96,5 +96,7 @@ EXAMPLES: tuple[m.Message, ...] = (
     m.HeartbeatAnswer(number=3, version=2, refused=(), stall_s=0.0),
     m.Resize(epoch=_EPOCH, size_bytes=2**46),
     m.Resized(epoch=_EPOCH, size_bytes=2**46),
+    m.ReadLeaseQuery(epoch=_EPOCH, number=3),
+    m.ReadLease(epoch=_EPOCH, number=3, for_s=1.75),
 )
 """Contents a handler would refuse are fine here: a transport does not know what a message means."""

@@ -476,7 +476,7 @@ def _takeover(world: World, fault: Fault) -> None:
     """A consumer that was refused takes the volume by force; if none was, the holder starts anew."""
     for process in world.processes():
         for client in process.clients.get(fault.volume, ()):
-            if not client.is_attached:
+            if not client.is_attached and not client.read_only:
                 client.force_next = True
                 return
     _reattach(world, fault, force=True)

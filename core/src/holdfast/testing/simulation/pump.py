@@ -8,7 +8,7 @@ them. Whatever has not finished when the process ends has happened, or not, by t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -24,10 +24,11 @@ from holdfast.sync.opening import opened
 from holdfast.testing.simulation.disk import CopyDisk
 from holdfast.testing.simulation.invariants import Violation
 from holdfast.testing.simulation.network import End
-from holdfast.units import VolumeId
+from holdfast.units import CHUNK_BYTES, VolumeId
 
 if TYPE_CHECKING:
     from holdfast.testing.simulation.node import Process
+    from holdfast.testing.simulation.workload import Client
 
 STALL_TOLD_S = 1.0
 """How often a pump tells its member that the disk has not answered."""
@@ -53,6 +54,8 @@ class Pump:
     _stall_since: float = 0.0
     faults: dict[str, FaultReason] = field(factory=dict)
     """What the next operation of a kind fails with: `apply`, `flush`, `read` or `metadata`."""
+    readers: dict[LinkId, Client] = field(factory=dict)
+    """Consumers on this node that read from this copy."""
     _last_link: int = 0
     _stepping: bool = False
     _data: deque[Job] = field(factory=deque)
@@ -113,6 +116,18 @@ class Pump:
         self._bind(link, end)
         return link
 
+    def read_locally(self, client: Client, requests: Sequence[Request]) -> None:
+        """A consumer on this node reads; the outcome is told to it in this very call."""
+        link = next((link for link, other in self.readers.items() if other is client), None)
+        if link is None:
+            self._last_link += 1
+            link = self._last_link
+            self.readers[link] = client
+        self.feed(ev.LocalReads(link, requests))
+
+    def _unserved(self, effect: ev.Unserved) -> None:
+        self.readers[effect.link].on_unserved(effect.requests)
+
     def _bind(self, link: LinkId, end: End) -> None:
         self.links[link] = end
         end.on_messages = lambda _end, messages: self.feed(ev.Received(link, messages))
@@ -128,6 +143,11 @@ class Pump:
             self.process.world.network.send(end, effect.messages)
 
     def _reply(self, effect: ev.SendReplies) -> None:
+        reader = self.readers.get(effect.link)
+        if reader is not None:
+            self.process.world.read_here += len(effect.replies)
+            reader.on_replies(effect.replies)
+            return
         end = self.links.get(effect.link)
         if end is not None:
             self.process.world.invariants.on_replies(self, effect.replies)
@@ -333,14 +353,27 @@ class Pump:
 
     def _serve_reads(self, effect: ev.ServeReads) -> None:
         if self._fails("read"):
+            if effect.at_once:
+                self.feed(ev.ReadsFailed(effect.link, effect.requests))
             return
-        able = self.disk.can_read
+        able = self._can_read_here if effect.at_once else self.disk.can_read
         good = [request for request in effect.requests if able(request.offset, request.length)]
         if good:
             self._reply(ev.SendReplies(effect.link, [self._read_one(each) for each in good]))
         if len(good) < len(effect.requests):
             bad = [request for request in effect.requests if request not in good]
             self.feed(ev.ReadsFailed(effect.link, bad))
+
+    def _can_read_here(self, offset: int, length: int) -> bool:
+        """Whether the disk answers at once, and with bytes of which something is promised.
+
+        What has rotted on a replica is told to its own consumers until a scrub mends it.
+        """
+        if self.stalled_until > self.process.world.now or not self.disk.can_read(offset, length):
+            return False
+        sick = self.process.world.invariants.damage.ever.get(self.volume, set())
+        chunks = range(offset // CHUNK_BYTES, (offset + length - 1) // CHUNK_BYTES + 1)
+        return sick.isdisjoint(chunks)
 
     def _read_one(self, request: Request) -> Reply:
         if request.kind == RequestKind.EXTENTS:
@@ -425,6 +458,7 @@ _CARRY: dict[type[Any], Callable[[Pump, Any], None]] = {
     ev.ApplyOps: Pump._apply,
     ev.SendReplies: Pump._reply,
     ev.ServeReads: Pump._serve_reads,
+    ev.Unserved: Pump._unserved,
     ev.FlushDisk: Pump._flush,
     ev.MarkRegions: Pump._mark,
     ev.ClearRegions: Pump._clear,

@@ -29,6 +29,8 @@ class Outcome:
     digest: str
     lines: tuple[str, ...]
     """The end of the trace."""
+    read_here: int
+    """Of the answered requests: reads that a replica answered on the consumer's own node."""
     took_s: float
     """Real seconds."""
 
@@ -96,6 +98,7 @@ def run_seed(
         world.answered,
         world.digest(),
         tuple(world.lines),
+        world.read_here,
         time.perf_counter() - began,
     )
 

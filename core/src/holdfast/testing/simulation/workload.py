@@ -50,6 +50,7 @@ class Client:
     asked: dict[int, tuple[Request, list[hist.Access], int]] = field(factory=dict)
     """By request id: the request, its accesses, its start."""
     force_next: bool = False
+    read_only: bool = False
     _end: End | None = None
     _tick_at: float = float("inf")
 
@@ -70,7 +71,7 @@ class Client:
                 node=process.name,
                 session=name,
                 process=process.session,
-                read_only=False,
+                read_only=self.read_only,
                 force=self.force_next,
                 resume_generation=0,
             )
@@ -132,9 +133,10 @@ class Client:
                 if self._end is not None:
                     network.send(self._end, outcome.messages)
             elif isinstance(outcome, consumer.Answer):
-                self._on_replies(outcome.replies)
+                self.on_replies(outcome.replies)
             elif isinstance(outcome, consumer.Changed):
-                if outcome.access is Access.READ_ONLY and self.process.world.load_on:
+                lost = outcome.access is Access.READ_ONLY and not self.read_only
+                if lost and self.process.world.load_on:
                     self.process.world.after(2.0, self.process.run, self._remount, self.session)
             elif isinstance(outcome, consumer.Ended):
                 self.session = None
@@ -184,9 +186,27 @@ class Client:
     def submit(self, requests: list[Request]) -> None:
         """Hand requests to the session, and what it makes of them to the link."""
         assert self.session is not None
+        process = self.process
+        pump = process.pumps.get(self.volume)
+        if process.world.config.readers and pump is not None and not pump.closed:
+            here, requests = self.session.readable_here(requests)
+            if here:
+                pump.read_locally(self, here)
+        if requests:
+            self._submit(requests)
+
+    def _submit(self, requests: Sequence[Request]) -> None:
+        assert self.session is not None
         message = self.session.submit(requests, self._now())
         if message is not None:
             self._do([consumer.Tell((message,))])
+
+    def on_unserved(self, requests: Sequence[Request]) -> None:
+        """The copy on this node does not answer these."""
+        wanted = [request for request in requests if request.id in self.asked]
+        session = self.session
+        if wanted and session is not None and session.phase is not SessionPhase.CLOSED:
+            self._submit(wanted)
 
     def _ask(self) -> None:
         world = self.process.world
@@ -206,7 +226,7 @@ class Client:
         assert self.session is not None
         blocks = self.session.size_bytes // BLOCK_BYTES
         roll = rng.random()
-        if roll < 0.06:
+        if roll < 0.06 and not self.read_only:
             return self._make(RequestKind.FLUSH, 0, 0, 0)
         if rng.random() < load.hot_part:
             first = load.hot[int(rng.random() * len(load.hot))]
@@ -215,7 +235,7 @@ class Client:
         count = min(rng.choice((1, 1, 1, 1, 2, 4)), blocks - first)
         if load.ordered and self._is_busy(first, count):
             return None
-        if roll < 0.06 + load.reads:
+        if roll < 0.06 + load.reads or self.read_only:
             return self._make(RequestKind.READ, first, count, 0)
         if roll < 0.11 + load.reads:
             kind = RequestKind.DISCARD if rng.random() < 0.5 else RequestKind.ZERO
@@ -258,7 +278,8 @@ class Client:
         world.flush_started(request, start)
         return request
 
-    def _on_replies(self, replies: Sequence[Reply]) -> None:
+    def on_replies(self, replies: Sequence[Reply]) -> None:
+        """Take answers, from wherever."""
         world = self.process.world
         for reply in replies:
             asked = self.asked.pop(reply.id, None)

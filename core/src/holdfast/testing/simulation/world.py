@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from holdfast.messages import Request, RequestKind
 from holdfast.model import CopyState, GroupRecord, Member, VolumeSpec
@@ -41,6 +41,8 @@ CHECK_EVERY_S = 0.5
 EVENTS_PER_S_MAX = 20_000
 """Nothing that the machines do to each other may run in circles."""
 SCRUB_WITHIN_S = 5.0
+LOCAL_READS = 0.3
+"""The part of the seeds in whose worlds consumers read from copies on their own nodes."""
 REST_WITHIN_S = 90.0
 """I7's bound: declared redundancy is back this long after the last fault (virtual seconds)."""
 
@@ -60,6 +62,9 @@ class Config:
     ordered: bool = True
     clients: int = 1
     """Consumers' nodes for each volume; all but one wait until the volume is free."""
+    readers: int = 0
+    """Nodes with a read-only consumer beside those; where there are any, everybody reads from the copy
+    on the own node if there is one."""
     calm_s: float = 3.0
     """How long the world runs before the first fault."""
     faults_s: float = 25.0
@@ -84,6 +89,8 @@ class World:
     """Steps of group members."""
     answered: int = 0
     """Requests of consumers that were answered."""
+    read_here: int = 0
+    """Reads among them that a copy on the consumer's own node has answered."""
     load_on: bool = True
     machines: dict[NodeName, Machine] = field(factory=dict)
     network: Network = field(init=False)
@@ -176,6 +183,7 @@ class World:
             config.replicas,
             policy=config.policy,
             hash_key="0" * 64,
+            read_from="local" if config.readers else "primary",
         )
         blocks = config.size_bytes // BLOCK_BYTES
         hot = tuple(
@@ -199,21 +207,27 @@ class World:
             for name in chosen
         )
         self.store.write(GroupRecord(volume, Epoch(1), members[0].copy, members))
-        for home in self.homes[volume]:
+        others = [name for name in self.machines if name not in self.homes[volume]]
+        for home in (*self.homes[volume], *others):
             process = self.machines[home].process
             if process is not None:
-                self._client_starts(process, volume)
+                self._clients_start(process, volume)
 
     def clients_start(self, process: Process) -> None:
         """Start the consumers whose node's daemon has started."""
-        for volume, homes in self.homes.items():
-            if process.name in homes:
-                self._client_starts(process, volume)
+        for volume in self.homes:
+            self._clients_start(process, volume)
 
-    def _client_starts(self, process: Process, volume: VolumeId) -> None:
-        client = Client(process, volume, self.loads[volume])
-        process.clients.setdefault(volume, []).append(client)
-        client.begin()
+    def _clients_start(self, process: Process, volume: VolumeId) -> None:
+        clients = []
+        load = self.loads[volume]
+        if process.name in self.homes[volume]:
+            clients.append(Client(process, volume, load))
+        if process.name in list(self.machines)[: self.config.readers]:
+            clients.append(Client(process, volume, evolve(load, reads=1.0), read_only=True))
+        for client in clients:
+            process.clients.setdefault(volume, []).append(client)
+            client.begin()
 
     # -- looking -----------------------------------------------------------------------------------
 
@@ -331,6 +345,7 @@ def drawn_config(seed: int) -> Config:
     """Return the shape of the world that `seed` stands for."""
     rng = random.Random(f"{seed}/shape")
     nodes = rng.choice((2, 3, 3, 4, 4, 5))
+    reading = random.Random(f"{seed}/reading")
     return Config(
         seed=seed,
         nodes=nodes,
@@ -341,4 +356,5 @@ def drawn_config(seed: int) -> Config:
         clients=rng.choice((1, 1, 2)),
         policy=rng.choice(("alwayson", "alwayson", "alwayson", "hard")),
         ordered=rng.random() < 0.75,
+        readers=reading.choice((1, 2, nodes)) if reading.random() < LOCAL_READS else 0,
     )
