@@ -15,6 +15,13 @@ def nodes_of(cluster: RunningCluster, volume: str) -> set[str]:
     return {copy["node"] for copy in cluster.show(volume)["copies"]}
 
 
+def local_reads(cluster: RunningCluster, node: str, volume: str) -> float:
+    """Return how many reads the copy of a volume on a node has answered by itself."""
+    lines = cluster.node(node).client().metrics().splitlines()
+    name = f'holdfast_volume_local_reads_total{{volume="{volume}"}}'
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
 def test_a_node_is_drained_and_its_volumes_stay_whole(start_cluster: Start) -> None:
     cluster = start_cluster(nodes=4)
     for name in ("a", "b"):
@@ -95,8 +102,19 @@ def test_a_volume_grows_under_a_writer(start_cluster: Start) -> None:
         volume.call(Command.WRITE, 0, data=b"x" * CHUNK_BYTES)
         cluster.do("volume", "resize", "db", "--size", "32MiB")
         volume.call(Command.WRITE, CHUNK_BYTES, data=b"y" * CHUNK_BYTES)
-    with NbdConnection(cluster.url("db", cluster.replicas("db")[0])) as volume:
+    cluster.do("volume", "set", "db", "--read-from", "local")
+    assert cluster.show("db")["read_from"] == "local"
+    node = cluster.replicas("db")[0]
+    with NbdConnection(cluster.url("db", node)) as volume:
         assert volume.size_bytes == 32 << 20
+
+        def reads_come_from_here() -> bool:
+            assert volume.call(Command.READ, CHUNK_BYTES, CHUNK_BYTES) == b"y" * CHUNK_BYTES
+            return local_reads(cluster, node, "db") > 0
+
+        wait_until(reads_come_from_here, 20, "a read of the copy on the consumer's node")
+        volume.call(Command.WRITE, 0, data=b"w" * CHUNK_BYTES)
+        assert volume.call(Command.READ, 0, CHUNK_BYTES) == b"w" * CHUNK_BYTES
         volume.call(Command.WRITE, (32 << 20) - CHUNK_BYTES, data=b"z" * CHUNK_BYTES)
         cluster.kill(cluster.primary("db"))
         assert volume.call(Command.READ, (32 << 20) - CHUNK_BYTES, CHUNK_BYTES)[:1] == b"z"

@@ -143,6 +143,8 @@ def volume_page(volume: Json) -> RenderableType:
     head.add_row("Size", format_size(volume["size"]))
     head.add_row("Policy", volume["policy"] + (f" ({options})" if options else ""))
     head.add_row("Replicas", f"{volume['declared_replicas']} declared")
+    if volume.get("read_from", "primary") != "primary":
+        head.add_row("Reads", "from the copy on the consumer's node")
     head.add_row("Epoch", str(volume["epoch"]))
     head.add_row("In use by", volume["attached"] or "nobody")
     if "md" in volume:

@@ -102,6 +102,16 @@ ReplicatorSettings = Annotated[
     ),
 ]
 
+ReadFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--read-from",
+        metavar="WHERE",
+        help="Who answers reads: primary, or local, the in-sync copy on the consumer's node.",
+        show_default="primary",
+    ),
+]
+
 POLL_S = 0.2
 """How often a status is asked for while somebody waits for it."""
 
@@ -122,6 +132,7 @@ def create(
     transport: Transports = None,
     replicator: Replicator = None,
     replicator_settings: ReplicatorSettings = None,
+    read_from: ReadFrom = None,
     shared: Annotated[
         bool,
         typer.Option("--shared", help="Let several nodes write at once (cluster file systems)."),
@@ -154,6 +165,7 @@ def create(
         labels=_labels(label, spread),
         member_missing_timeout_s=missing,
         shared=shared or None,
+        read_from=read_from,
         primary_node=node,
         **transports_in(transport),
         replicator=replicator,
@@ -228,6 +240,7 @@ def change(
     label: Labels = None,
     missing: MissingTimeout = None,
     transport: Transports = None,
+    read_from: ReadFrom = None,
 ) -> None:
     """Change what is declared of a volume, while it is in use.
 
@@ -241,6 +254,7 @@ def change(
         "labels": pairs(label, "--label") if label else None,
         "member_missing_timeout_s": missing,
         **transports_in(transport),
+        "read_from": read_from,
     }
     if all(value is None for value in changes.values()):
         raise UsageError("Nothing is to be changed.", hint="See `holdfast volume set -h`.")

@@ -349,6 +349,7 @@ _JSON_TYPES: Mapping[str, type | tuple[type, ...]] = {
     "policy": str,
     "policy_options": dict,
     "shared": bool,
+    "read_from": str,
     "labels": dict,
     "primary_node": str,
     "member_missing_timeout_s": (int, float),

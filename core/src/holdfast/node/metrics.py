@@ -29,9 +29,11 @@ def samples_of(node: Node) -> list[Sample]:
     samples += node.observing.samples()
     for pump in node.hosting.pumps.values():
         member = pump.member
+        labels = {"volume": member.ctx.spec.name}
+        served = member.replica.reader.served
+        samples.append(Sample("holdfast_volume_local_reads_total", served, labels))
         if member.primary is None:
             continue
-        labels = {"volume": member.ctx.spec.name}
         legs = member.primary.legs.values()
         left = sum(leg.job.left_bytes for leg in legs if leg.job is not None)
         samples += [

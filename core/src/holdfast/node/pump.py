@@ -12,11 +12,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from holdfast.errors import CopyError, HoldfastError, StateConflictError, StateError
 from holdfast.interfaces.copy import CopyStore
-from holdfast.messages import Attach, Message, Replies
+from holdfast.messages import Attach, Message, Replies, Request
 from holdfast.model import GroupRecord, VolumeSpec
 from holdfast.node.disk_work import DiskWork
 from holdfast.sync import events as ev
@@ -39,6 +39,14 @@ class Outlet(Protocol):
 
     def close(self, reason: str = "") -> None:
         """Close after what was sent."""
+        ...
+
+
+class Reader(Outlet, Protocol):
+    """The outlet of a link on which a consumer of this node reads from this very copy."""
+
+    def unserved(self, requests: Sequence[Request]) -> None:
+        """Take the reads that the copy does not answer."""
         ...
 
 
@@ -137,6 +145,7 @@ class Pump:
             ev.ApplyOps: self._disk.apply,
             ev.SendReplies: self._reply,
             ev.ServeReads: self._disk.serve_reads,
+            ev.Unserved: self._unserved,
             ev.FlushDisk: self._disk.flush,
             ev.MarkRegions: self._disk.mark,
             ev.ClearRegions: self._disk.clear,
@@ -211,6 +220,10 @@ class Pump:
         self._links[self._last_link] = outlet
         return self._last_link
 
+    def forget(self, link: LinkId) -> None:
+        """Send nothing more on a link of which the member keeps nothing."""
+        self._links.pop(link, None)
+
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -237,6 +250,11 @@ class Pump:
         link = self._links.get(effect.link)
         if link is not None:
             link.send((_new(Replies, (effect.replies,)),))
+
+    def _unserved(self, effect: ev.Unserved) -> None:
+        reader = self._links.get(effect.link)
+        if reader is not None:
+            cast("Reader", reader).unserved(effect.requests)
 
     def _close_link(self, effect: ev.CloseLink) -> None:
         self._dialling.discard(effect.link)

@@ -32,6 +32,8 @@ class VolumeRequest:
     policy_options: Mapping[str, Any] = attrs.field(factory=dict)
     """Values may be strings as typed; the policy's options class gives them their type."""
     shared: bool = False
+    read_from: str | None = None
+    """`primary` or `local`: which copy answers a consumer's reads."""
     labels: Mapping[str, str] = attrs.field(factory=dict)
     primary_node: NodeName | None = None
     """Where the first copy is to be; None lets placement choose."""
@@ -58,6 +60,7 @@ class VolumeChanges:
     policy_options: Mapping[str, Any] | None = None
     """Merged into those in force; a new `policy` begins with its defaults."""
     shared: bool | None = None
+    read_from: str | None = None
     labels: Mapping[str, str] | None = None
     member_missing_timeout_s: float | None = None
     transport: str | None = None

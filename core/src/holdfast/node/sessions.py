@@ -20,6 +20,7 @@ from holdfast.interfaces.frontend import SessionHandler
 from holdfast.interfaces.transport import LinkHandler
 from holdfast.messages import Message, Replies, Reply, Request, SessionOpen
 from holdfast.model import Access, GroupRecord, VolumeSpec
+from holdfast.node.local_reads import LocalReader
 from holdfast.node.pump import Outlet, Pump
 from holdfast.sync import consumer
 from holdfast.sync import events as ev
@@ -154,6 +155,7 @@ class NodeSession:
         self.size_bytes = spec.size_bytes
         self.access = Access.READ_WRITE
         self._link: Outlet | None = None
+        self._reader: LocalReader | None = None
         self._attempt = 0
         self._cut_at = time.monotonic()
         """When the session was last without a primary."""
@@ -191,11 +193,37 @@ class NodeSession:
         if machine.phase is SessionPhase.CLOSED:
             self._handler.on_replies(machine.refuse(requests))
             return
+        reader = self._local_reader()
+        if reader is not None:
+            here, requests = machine.readable_here(requests)
+            if here:
+                reader.read(here)
+        if requests:
+            self._submit(requests)
+
+    def _submit(self, requests: Sequence[Request]) -> None:
+        """Send requests to the primary."""
+        machine = self._machine
+        if machine.phase is SessionPhase.CLOSED:
+            self._handler.on_replies(machine.refuse(requests))
+            return
         now = 0.0 if machine.deadline_s is None else time.monotonic()
         message = machine.submit(requests, now)
         link = self._link
         if message is not None and link is not None:
             link.send((message,))
+
+    def _local_reader(self) -> LocalReader | None:
+        """Return the way to the copy on this node, if reads are to be tried there."""
+        pump = self._host.local_pump(self.spec.id)
+        if pump is None or pump.member.ctx.spec.read_from != "local" or pump.closed:
+            return None
+        if pump.member.primary is not None:
+            return None  # The session's link leads there anyway.
+        reader = self._reader
+        if reader is None or reader.pump is not pump:
+            reader = self._reader = LocalReader(pump, self._answer, self._submit)
+        return reader
 
     async def aclose(self) -> None:
         """Wait for unanswered requests for a moment, then give the writer session up."""
@@ -329,6 +357,9 @@ class NodeSession:
         if self._machine.phase is not SessionPhase.CLOSED:
             self._run(self._machine.close())
         self._hang()
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
         self._host.session_closed(self)
 
     def _arm(self) -> None:

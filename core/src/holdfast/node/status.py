@@ -45,6 +45,7 @@ def volume_status(
         "transport": spec.transport,
         "transports": dict(spec.transports),
         "shared": spec.shared,
+        "read_from": spec.read_from,
         "labels": dict(spec.labels),
         "member_missing_timeout_s": spec.member_missing_timeout_s,
         "created_at": spec.created_at,

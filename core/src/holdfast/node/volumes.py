@@ -22,7 +22,7 @@ from holdfast.interfaces.state import StateStore
 from holdfast.kernel import registry
 from holdfast.kernel.config import options_from_mapping, options_from_strings
 from holdfast.kernel.sections import VolumeDefaults
-from holdfast.model import CopyState, GroupRecord, Member, NodeRecord, VolumeSpec
+from holdfast.model import READ_FROM, CopyState, GroupRecord, Member, NodeRecord, VolumeSpec
 from holdfast.node.directory import Directory
 from holdfast.node.observing import Observing
 from holdfast.node.service import VolumeChanges, VolumeRequest
@@ -212,6 +212,7 @@ class Volumes:
             transport=self._offered(request.transport or self._transport),
             transports=self._by_node(request.transports),
             shared=request.shared,
+            read_from=_read_from(request.read_from, "primary"),
             hash_key=secrets.token_hex(32),
             member_missing_timeout_s=_patience(
                 request.member_missing_timeout_s, defaults.member_missing_timeout_s
@@ -334,6 +335,7 @@ class Volumes:
                 changes.member_missing_timeout_s, spec.member_missing_timeout_s
             ),
             shared=spec.shared if changes.shared is None else changes.shared,
+            read_from=_read_from(changes.read_from, spec.read_from),
             labels=spec.labels if changes.labels is None else dict(changes.labels),
         )
 
@@ -369,6 +371,17 @@ def _patience(given_s: float | None, otherwise_s: float) -> float:
     if not 0 <= given_s < float("inf"):
         raise UsageError(f"A lost copy cannot be waited for {given_s} seconds.")
     return float(given_s)
+
+
+def _read_from(given: str | None, otherwise: str) -> str:
+    if given is None:
+        return otherwise
+    if given not in READ_FROM:
+        raise UsageError(
+            f"Reads cannot come from {given!r}.",
+            hint=f"Choose {' or '.join(READ_FROM)}.",
+        )
+    return given
 
 
 def _check_replicas(replicas: int) -> None:
