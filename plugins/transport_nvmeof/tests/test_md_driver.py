@@ -24,6 +24,7 @@ from holdfast_transport_nvmeof.md.options import MdOptions
 from holdfast_transport_nvmeof.md.volume_options import volume_options
 
 Json = dict[str, Any]
+PORT = "tcp://192.0.2.1:4420"
 
 
 @attrs.define
@@ -71,7 +72,7 @@ def story(test: Callable[[MdReplicator, Host], Awaitable[None]]) -> None:
         replicator = await MdReplicatorDriver.open(MdOptions(), host)
         await replicator.aclose()
         for name in "abc":
-            node = MdNode(NodeName(name), f"host:{name}", free=((64 * GIB, 4096),) * 2)
+            node = MdNode(NodeName(name), f"host:{name}", (PORT,), free=((64 * GIB, 4096),) * 2)
             await store.compare_and_set(f"{NODES}{name}", node.to_bytes(), None)
         try:
             await test(replicator, host)
@@ -253,6 +254,24 @@ def test_a_drain_tells_where_members_go_and_cordoned_nodes_take_none() -> None:
         with pytest.raises(ConflictError, match="No other node can take") as refused:
             await md.evict("db", other)
         assert f"{third}: it is cordoned" in (refused.value.hint or "")
+
+    story(test)
+
+
+@pytest.mark.parametrize(
+    ("ports", "told"), [((), "has no address"), (("rdma://192.0.2.1:4421",), "a cannot do RDMA")]
+)
+def test_no_copy_goes_where_its_user_could_not_reach_it(ports: tuple[str, ...], told: str) -> None:
+    async def test(md: MdReplicator, host: Host) -> None:
+        for name in "bc":
+            entry = await host.store.get(f"{NODES}{name}")
+            assert entry is not None
+            node = attrs.evolve(MdNode.from_bytes(entry.value), ports=ports)
+            await host.store.compare_and_set(entry.key, node.to_bytes(), entry.version)
+        with pytest.raises(ConflictError, match="wants 2 copies") as refused:
+            await md.create(REQUEST)
+        assert told in (refused.value.hint or "")
+        await md.create({**REQUEST, "replicas": 0})
 
     story(test)
 

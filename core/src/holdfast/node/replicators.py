@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from holdfast.errors import ConflictError, UsageError
+from holdfast.errors import ConflictError
 from holdfast.interfaces.policy import Policy
 from holdfast.interfaces.replicator import Replicator
 from holdfast.model import VolumeSpec
@@ -131,15 +131,9 @@ class ReplicatorService(Service):
 
     async def create_volume(self, request: VolumeRequest) -> tuple[Json, Sequence[str]]:
         """Make a volume by the replicator that the request names."""
-        chosen = request.replicator
-        if chosen in {None, "lockstep"}:
-            return await super().create_volume(request)
-        other = self._replicators.opened.get(str(chosen))
+        other = self._replicators.opened.get(str(request.replicator))
         if other is None:
-            raise UsageError(
-                f"This node does not run the replicator {chosen!r}.",
-                hint=f"Add [replicator.{chosen}] to the configuration of every node.",
-            )
+            return await super().create_volume(request)
         check_name(request.name)
         warnings = await other.create(attrs.asdict(request))
         return await other.volume(request.name), warnings

@@ -190,9 +190,15 @@ class Volumes:
 
     def _declared(self, request: VolumeRequest) -> VolumeSpec:
         if request.replicator not in {None, "lockstep"}:
+            registry.load("replicator", str(request.replicator))  # Refuses what is not installed.
             raise UsageError(
                 f"This node does not run the replicator {request.replicator!r}.",
                 hint=f"Add [replicator.{request.replicator}] to the configuration of every node.",
+            )
+        if request.replicator_options:
+            raise UsageError(
+                f"The replicator lockstep has no option {next(iter(request.replicator_options))!r}.",
+                hint="Name the replicator that has it with --replicator.",
             )
         check_name(request.name)
         _check_size(request.size_bytes)

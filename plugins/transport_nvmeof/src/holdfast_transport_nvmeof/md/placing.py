@@ -15,6 +15,14 @@ NewId = Callable[[], str]
 GONE = (MemberState.FAULTY, MemberState.DELETING)
 
 
+def reaches(user: MdNode | None, node: MdNode) -> bool:
+    """Whether the node that uses a volume, None for one not known yet, could import from `node`."""
+    if user is not None and user.name == node.name:
+        return True
+    rdma = user is None or user.rdma
+    return any(port.startswith("tcp:") or rdma for port in node.ports)
+
+
 def fits(node: MdNode, volume: MdVolume, drives: int = 1) -> bool:
     """Whether a node has `drives` drives with room for one member each."""
     return not node.lacks and len(_fitting(node, volume)) >= drives
@@ -41,6 +49,7 @@ def first_members(
     """
     able = [node for node in nodes.values() if fits(node, volume, volume.drives_per_copy)]
     able.sort(key=lambda each: (each.name != volume.consumer, -_room(each, volume), each.name))
+    able = [node for node in able if reaches(able[0], node)]
     if volume.consumer and (not able or able[0].name != volume.consumer):
         why = reasons(volume, nodes).get(volume.consumer, "it runs no md replicator")
         raise ConflictError(
@@ -48,7 +57,8 @@ def first_members(
             hint="Name another with --node, or make room there.",
         )
     if len(able) < volume.copies:
-        told = "; ".join(f"{name}: {why}" for name, why in sorted(reasons(volume, nodes).items()))
+        chosen = attrs.evolve(volume, consumer=able[0].name if able else volume.consumer)
+        told = "; ".join(f"{name}: {why}" for name, why in sorted(reasons(chosen, nodes).items()))
         raise ConflictError(
             f"Volume {volume.name} wants {volume.copies} copies on as many nodes, and "
             f"{len(able)} can take one.",
@@ -72,6 +82,12 @@ def reasons(volume: MdVolume, nodes: Mapping[NodeName, MdNode]) -> dict[NodeName
             found[name] = (
                 f"it has {len(_fitting(node, volume))} drives with {wanted} free and sectors of "
                 f"{volume.sector_size} bytes; {volume.drives_per_copy} are wanted"
+            )
+        elif not reaches(nodes.get(volume.consumer), node):
+            found[name] = (
+                f"{volume.consumer} cannot do RDMA, and it exports over nothing else"
+                if node.ports
+                else "it has no address in [replicator.md], so no other node could reach a copy there"
             )
     return found
 
@@ -98,6 +114,7 @@ def place_again(
         for node in nodes.values()
         # No drive takes two members of a volume.
         if fits(node, volume, 1 + held.count(node.name))
+        and reaches(nodes.get(volume.consumer), node)
         and node.name not in others
         and node.name not in avoid
     ]
