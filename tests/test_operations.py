@@ -51,6 +51,23 @@ def test_a_node_is_drained_and_its_volumes_stay_whole(start_cluster: Start) -> N
     assert not cluster.ask("node", "show", victim)["draining"]
 
 
+def test_nodes_without_room_for_md_say_so_and_keep_their_other_volumes(
+    start_cluster: Start,
+) -> None:
+    cluster = start_cluster(nodes=2, config='[replicator.md]\naddress = "127.0.0.1"\n')
+    cluster.create("db", "16MiB", replicas=1)
+    made = ("volume", "create", "other", "--size", "400MiB")
+    refused = cluster.run(*made, "--replicator", "md")
+    assert (refused.code, "0 can take one" in refused.err) == (6, True)
+    assert all(f"{name}: " in refused.err for name in cluster.names)
+    assert "mdd" in cluster.run(*made, "--replicator", "mdd").err
+    assert "no option 'copies'" in cluster.run(*made, "--replicator-set", "copies=2").err
+    assert [volume["name"] for volume in cluster.ask("volume", "list")["volumes"]] == ["db"]
+    cluster.do("drive", "list")
+    plan = cluster.ask("node", "drain", cluster.primary("db"), "--dry-run")["plan"]
+    assert [step["volume"] for step in plan] == ["db"]
+
+
 def test_a_primary_moves_to_another_node(start_cluster: Start) -> None:
     cluster = start_cluster(nodes=4)
     cluster.create("db", "16MiB")
