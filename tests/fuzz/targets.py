@@ -19,6 +19,7 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
         wire.nbd_client,
         wire.nvme_target,
         wire.nvme_host,
+        wire.nvme_authentication,
         wire.nvme_stream_target,
         wire.nvme_stream_host,
         wire.nvme_messages,

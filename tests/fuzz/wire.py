@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from collections.abc import Callable
@@ -18,7 +19,14 @@ from holdfast.node.nbd.protocol import Rep
 from holdfast.node.nbd.transmission import Transmission
 from holdfast.sockets import Counters
 from holdfast.units import MIB
+from holdfast_transport_nvmeof.authentication import (
+    ControllerAuthentication,
+    HostAuthentication,
+    receive_command,
+    send_command,
+)
 from holdfast_transport_nvmeof.commands import Command
+from holdfast_transport_nvmeof.dhchap import Group, Hash, Secret
 from holdfast_transport_nvmeof.frames import message_of
 from holdfast_transport_nvmeof.host import HostQueue
 from holdfast_transport_nvmeof.host_stream import HostStream
@@ -209,6 +217,28 @@ def nvme_host(data: bytes) -> None:
             position = taken
     except (PduError, HoldfastError):
         return
+
+
+def nvme_authentication(data: bytes) -> None:
+    """Messages of DH-HMAC-CHAP, each after its length, to a controller or to a host."""
+    messages, rest = [], data[1:]
+    while len(rest) >= 2:
+        stop = 2 + int.from_bytes(rest[:2], "little")
+        messages.append(rest[2:stop])
+        rest = rest[stop:]
+    # Powers would take longer than all the rest.
+    ends, secret, kinds = ("host", "subsystem"), Secret(bytes(32)), (tuple(Hash), (Group.NULL,))
+    if data[:1] < b"\x80":
+        controller = ControllerAuthentication(*ends, secret, secret, *kinds, draw=bytes)
+        for message in messages:
+            controller.send(send_command(len(message)), message)
+            controller.receive(receive_command()._replace(sgl_length=4096, sgl_type=0x5A))
+        return
+    host = HostAuthentication(*ends, secret, secret, *kinds, draw=lambda n: b"\1" * n)
+    host.negotiate()
+    with contextlib.suppress(RemoteProtocolError):
+        for message, take in zip(messages, (host.on_challenge, host.on_success1), strict=False):
+            take(message)
 
 
 def _command(opcode: int) -> Command:

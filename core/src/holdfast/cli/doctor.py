@@ -199,6 +199,7 @@ def _programs(_context: Context) -> Iterator[Finding]:
         ("nbdcopy", "libnbd-bin", "copies volumes"),
         ("qemu-img", "qemu-utils", "converts disk images"),
         ("fio", "fio", "measures and verifies I/O"),
+        ("nvme", "nvme-cli", "attaches volumes of the frontend nvme-tcp, with the module nvme-tcp"),
     ):
         path = shutil.which(program)
         if path is None:
