@@ -117,6 +117,7 @@ GUEST ?= $(addprefix plugins/transport_nvmeof/tests/,test_md_kernel.py test_kern
 .PHONY: guest
 guest: setup
 	$(BIN)/python -m tests.guest $(abspath $(BIN))/python -m pytest -p no:cacheprovider -q -rs $(GUEST)
+	$(BIN)/python -m plugins.transport_nvmeof.tests.outside
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

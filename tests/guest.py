@@ -8,6 +8,7 @@ and nothing of it stays. Needs root and Debian's apt once, for the kernel; QEMU,
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shlex
@@ -52,8 +53,16 @@ poweroff -f
 """
 
 
-def main(command: list[str]) -> int:
-    """Run `command` in the guest and return its exit code."""
+def main(words: list[str]) -> int:
+    """Run a command in the guest and return its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.guest")
+    parser.add_argument("--cpus", type=int, default=2, help="of the guest (%(default)s)")
+    parser.add_argument(
+        "--reach-host", action="store_true", help="let it connect to 10.0.2.2, this machine"
+    )
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    chosen = parser.parse_args(words)
+    command: list[str] = chosen.command
     lacking = [p for p in ("qemu-system-x86_64", "busybox", "depmod") if shutil.which(p) is None]
     if lacking or os.geteuid() != 0:
         sys.stderr.write(f"The guest needs root and {' and '.join(lacking or ['nothing else'])}.\n")
@@ -62,7 +71,7 @@ def main(command: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         initrd = Path(folder, "initrd")
         _build(Path(folder, "tree"), modules, command, initrd)
-        return _boot(kernel, initrd)
+        return _boot(kernel, initrd, chosen.cpus, reaches_host=chosen.reach_host)
 
 
 def _kernel() -> tuple[Path, Path]:
@@ -132,14 +141,15 @@ def _build(tree: Path, modules: Path, command: list[str], initrd: Path) -> None:
                        stderr=subprocess.DEVNULL, check=True)  # fmt: skip
 
 
-def _boot(kernel: Path, initrd: Path) -> int:
+def _boot(kernel: Path, initrd: Path, cpus: int, *, reaches_host: bool) -> int:
+    network = "user,id=n0" if reaches_host else "user,id=n0,restrict=on"
     qemu = [
         "qemu-system-x86_64", "-nodefaults", "-display", "none", "-no-reboot", "-M", "q35", "-m", "3072",
         # One thread: with several, emulated kernels crash now and then before QEMU 8.1.
-        "-smp", "2", "-accel", "tcg,thread=single", "-cpu", "max,la57=off", "-kernel", str(kernel),
+        "-smp", str(cpus), "-accel", "tcg,thread=single", "-cpu", "max,la57=off", "-kernel", str(kernel),
         "-initrd", str(initrd), "-serial", "stdio", "-append",
         CMDLINE,
-        "-device", "virtio-rng-pci", "-netdev", "user,id=n0,restrict=on",
+        "-device", "virtio-rng-pci", "-netdev", network,
         "-device", "virtio-net-pci,netdev=n0,romfile=",
         "-virtfs", "local,path=/,mount_tag=host,security_model=none,multidevs=remap,readonly=on",
     ]  # fmt: skip
