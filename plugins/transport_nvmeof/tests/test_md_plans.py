@@ -645,6 +645,26 @@ def test_an_array_made_right_before_a_crash_is_not_made_again() -> None:
     assert len(creates) == 1
 
 
+@pytest.mark.parametrize(("copies", "drives"), [(2, 1), (2, 2)])
+def test_a_member_added_right_before_a_crash_is_not_waited_for(copies: int, drives: int) -> None:
+    made = world(copies, drives)
+    made.settle()
+    made.lose("b")
+    made.settle()
+    made.busy_syncing = True
+    made.down.clear()
+    made.settle()
+    for state in (MemberState.MISSING, MemberState.CREATED):
+        syncing = [m for m in made.volume.members if m.state is MemberState.SYNCING]
+        assert len(syncing) == drives
+        for member in syncing:
+            made.volume = made.volume.with_member(attrs.evolve(member, state=state, whole=True))
+        made.settle()
+    made.busy_syncing = False
+    made.settle()
+    assert set(states(made).values()) == {"synced"}
+
+
 def test_an_array_left_from_before_a_takeover_is_stopped_not_taken_up() -> None:
     made = world()
     made.settle()

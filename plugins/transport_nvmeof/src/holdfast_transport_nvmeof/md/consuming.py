@@ -99,6 +99,7 @@ class _Consuming(Members):
         yield self.lost(array)
         yield self.thawed(array)
         yield serving.access(self.volume, array, self.policy, self.seen.now)
+        yield self.joined(array)
         yield self.returned(array)
         yield self.synced(array)
         yield self.superseded(array)

@@ -154,22 +154,30 @@ class Members:
         """Whether a recovery has to end before RAID10 is given another member."""
         return self.is_striped and any(m.state is MemberState.SYNCING for m in self.volume.members)
 
+    def joined(self, array: Array) -> Plan | None:
+        """Note a member that MD has, though nobody says that it was added.
+
+        That was right before a crash, or by steps of which only the first succeeded.
+        """
+        for member in self.volume.members:
+            waited_for = member.state in {MemberState.CREATED, MemberState.MISSING}
+            if waited_for and self.leg(member, array) is not None:
+                now = self.at(member, MemberState.SYNCING, whole=False)
+                why = f"MD has the member on {member.node}."
+                return Plan(why, after=self.volume.with_member(now), quiet=True)
+        return None
+
     def returned(self, array: Array) -> Plan | None:
         """Add members that are back: by the bitmap, or as a whole where that knows nothing."""
         # MD takes a member that was replaced for faulty; it is not wanted back.
         replaced = {m.replaces for m in self.volume.members if m.state in IN_ARRAY}
-        missing = [
+        back = [
             m
             for m in self.volume.members
-            if m.state is MemberState.MISSING and m.id not in replaced
+            if m.state is MemberState.MISSING
+            and m.id not in replaced
+            and self.free(m, array) is not None
         ]
-        for member in missing:
-            if self.leg(member, array) is not None:
-                # It was added right before a crash, or by a command of which only that succeeded.
-                now = self.at(member, MemberState.SYNCING, whole=False)
-                why = f"The member on {member.node} is back."
-                return Plan(why, kind="returned", after=self.volume.with_member(now))
-        back = [m for m in missing if self.free(m, array) is not None]
         known = [m for m in back if not m.whole]
         if not back or self.waits:
             return None
