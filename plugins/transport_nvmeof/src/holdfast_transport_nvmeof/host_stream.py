@@ -85,7 +85,7 @@ class HostStream(Stream):
         self._waiting: deque[Message] = deque()
         self._waiting_bytes = 0
         self._response = responses(has_digest=framing.header_digest)
-        self._digest_flags = (
+        self._digest_flags = int(
             PduFlag.HDGSTF * framing.header_digest | PduFlag.DDGSTF * framing.data_digest
         )
         self._pdo_in = _C2H.size + 4 * framing.header_digest
@@ -158,8 +158,7 @@ class HostStream(Stream):
         """Append the capsules of operations; writes, which are most of them, without a detour."""
         framing = self._framing
         head_digest, data_digest = framing.header_digest, framing.data_digest
-        flags = PduFlag.HDGSTF * head_digest | PduFlag.DDGSTF * data_digest
-        pdo, tail = self._pdo, 4 * data_digest
+        flags, pdo, tail = self._digest_flags, self._pdo, 4 * data_digest
         gap = bytes(pdo - _HLEN - 4 * head_digest)
         pack, digest, put, busy = _CAPSULE.pack, DIGEST.pack, parts.append, self._busy
         crc = google_crc32c.value

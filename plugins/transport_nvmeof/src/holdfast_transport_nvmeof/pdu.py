@@ -134,6 +134,10 @@ class PduError(RemoteProtocolError):
 
 def crc32c(*parts: Payload) -> int:
     """Return the CRC-32C of `parts` one after the other; 0xE3069283 for b"123456789"."""
+    if len(parts) == 1 and len(parts[0]) <= CRC_PIECE_BYTES:
+        return int(
+            google_crc32c.value(bytes(parts[0]))
+        )  # Most are headers: half the time of the loop.
     value = 0
     for part in parts:
         if isinstance(part, bytes):

@@ -74,10 +74,10 @@ assert SQE.size == 64
 
 OPERATIONS: dict[int, tuple[int, int, int]] = {
     OpKind.WRITE: (IoOpcode.WRITE, 0, 0),
-    OpKind.SYNC_WRITE: (IoOpcode.WRITE, 0, Mark.SYNC),
+    OpKind.SYNC_WRITE: (IoOpcode.WRITE, 0, int(Mark.SYNC)),
     OpKind.DISCARD: (IoOpcode.DATASET_MANAGEMENT, AD, 0),
     OpKind.ZERO: (IoOpcode.WRITE_ZEROES, 0, 0),
-    OpKind.SYNC_ZERO: (IoOpcode.WRITE_ZEROES, DEAC, Mark.SYNC),
+    OpKind.SYNC_ZERO: (IoOpcode.WRITE_ZEROES, DEAC, int(Mark.SYNC)),
     OpKind.FLUSH: (IoOpcode.FLUSH, 0, 0),
 }
 """By kind: opcode, flag (AD in CDW11 or DEAC in CDW12), marks."""

@@ -90,7 +90,7 @@ class TargetStream(Stream):
         super().__init__(framing, counters, PduType.C2H_TERM_REQ)
         self._response = responses(has_digest=framing.header_digest)
         header_digest, data_digest = framing.header_digest, framing.data_digest
-        self._digest_flags = PduFlag.HDGSTF * header_digest | PduFlag.DDGSTF * data_digest
+        self._digest_flags = int(PduFlag.HDGSTF * header_digest | PduFlag.DDGSTF * data_digest)
         self._tail = 4 * data_digest
         self._pdo_in = _CAPSULE.size + 4 * header_digest
         """Of a capsule with data, from a peer that aligns to dwords as we ask for."""
