@@ -93,6 +93,37 @@ def test_a_sync_goes_round_what_its_source_cannot_read() -> None:
     assert group.content(victim)[0] == b"x" * BLOCK_BYTES
 
 
+def test_a_chunk_that_nobody_can_read_keeps_a_new_copy_from_nothing_but_itself() -> None:
+    group = Group(1)
+    writer = group.attach()
+    target = group.replica_nodes[0]
+    for chunk in range(16):
+        assert writer.write(chunk * CHUNK_BYTES, bytes([chunk + 1])) == 0
+    blocks = CHUNK_BYTES // BLOCK_BYTES
+    bad = (5, 6, 12)
+    disk_of(group, group.primary_node).unreadable = {chunk * blocks for chunk in bad}
+    group.kill(target)
+    group.until(lambda: len(group.record.in_sync) == 1, "the drop")
+    group.wipe(target)
+    group.start(target)
+    group.run(20.0)
+    held = group.content(target)
+    assert [c for c in range(16) if held.get(c * blocks) != bytes([c + 1]) * BLOCK_BYTES] == [*bad]
+    assert len(group.record.in_sync) == 1, "it lacks what was acknowledged"
+    told = group.explain()
+    assert [s.split(" at ")[1].split()[0] for s in told["why"] if "cannot be read" in s] == [
+        "320",
+        "384",
+        "768",
+    ]
+    assert len(group.notes("unreadable")) == len(bad), "each is told once"
+    for chunk in bad:
+        assert writer.write(chunk * CHUNK_BYTES, b"n") == 0
+    group.until_healthy()
+    assert group.content(target)[6 * blocks] == b"n" * BLOCK_BYTES
+    assert not any("cannot be read" in sentence for sentence in group.explain()["why"])
+
+
 def test_a_stalled_disk_of_the_primary_holds_nobody_longer_than_a_stalled_copy() -> None:
     group = Group(2)
     writer = group.attach(group.replica_nodes[1])

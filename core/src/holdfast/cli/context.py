@@ -17,6 +17,7 @@ import typer
 from holdfast.errors import HoldfastError, UnavailableError, UsageError
 from holdfast.node.control_client import ControlClient
 from holdfast.node.local_cluster import LocalCluster
+from holdfast.units import parse_size
 
 PROBE_TIMEOUT_S = 2.0
 """How long a node may take to say that it lives before the next one is asked."""
@@ -102,3 +103,11 @@ def pairs(words: list[str], option: str) -> dict[str, str]:
             raise UsageError(f"{option} {word!r} has no '='.", hint=f"Write {option} key=value.")
         found[key] = value
     return found
+
+
+def size_in(text: str) -> int:
+    """Return a size as a person writes it, in bytes; raises `UsageError` for what is none."""
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise UsageError(f"{error}.") from error

@@ -13,11 +13,11 @@ import typer
 
 from holdfast.cli import volume_admin, volume_data
 from holdfast.cli.addressing import transports_in, uri_of
-from holdfast.cli.context import Context, here, pairs, put, put_json, put_json_line, warn
+from holdfast.cli.context import Context, here, pairs, put, put_json, put_json_line, size_in, warn
 from holdfast.errors import UnavailableError, UsageError
 from holdfast.node.control_client import ControlClient, Json
 from holdfast.sync.placement import SPREAD_LABEL
-from holdfast.units import format_size, parse_size
+from holdfast.units import format_size
 
 app = typer.Typer(
     name="volume",
@@ -158,7 +158,7 @@ def create(
     client = context.client()
     status, warnings = client.create_volume(
         name=name,
-        size_bytes=_size(size),
+        size_bytes=size_in(size),
         replicas=replicas,
         policy=policy,
         policy_options=pairs(settings or [], "--set"),
@@ -408,10 +408,3 @@ def _again(context: Context, client: ControlClient, name: str) -> tuple[ControlC
     except UnavailableError:
         client = context.client()
         return client, client.volume(name)
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise UsageError(f"{error}.") from error

@@ -1,4 +1,4 @@
-"""`holdfast volume import|export|verify`: what moves or reads a volume's bytes.
+"""`holdfast volume import|export|zero|verify|scrub`: what moves or reads a volume's bytes.
 
 Import and export go through the NBD frontend like any other consumer's I/O. Holes stay holes both
 ways: what a file or a volume does not hold is neither read nor sent.
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from holdfast.cli.context import here, put, put_json
+from holdfast.cli.context import here, put, put_json, size_in
 from holdfast.cli.nbd_client import READ, WRITE, WRITE_ZEROES, NbdClient, Request
 from holdfast.errors import ConflictError, CopiesDifferError, UsageError
 from holdfast.node.control_client import Json
@@ -39,6 +39,7 @@ def add_to(app: typer.Typer) -> None:
     """Add this module's commands to `holdfast volume`."""
     app.command("import")(import_file)
     app.command("export")(export_file)
+    app.command()(zero)
     app.command()(verify)
     app.command()(scrub)
 
@@ -113,6 +114,41 @@ def export_file(
         put_json({"name": name, "file": str(file), "bytes": size, "bytes_read": got})
     else:
         put(f"Volume {name} is in {file}: {format_size(size)}, {format_size(got)} without holes.")
+
+
+def zero(
+    ctx: typer.Context,
+    name: Name,
+    offset: Annotated[
+        str, typer.Option("--offset", metavar="BYTES", help="Where it begins, such as 448KiB.")
+    ],
+    length: Annotated[
+        str, typer.Option("--length", metavar="BYTES", help="How long it is, such as 64KiB.")
+    ],
+    node: Node = None,
+) -> None:
+    """Overwrite a range of a volume with zeros, such as one that no disk can read any more.
+
+    What it held is lost for good. When this returns, the zeros are on stable storage on the primary
+    and every in-sync replica.
+    """
+    from holdfast.cli.addressing import nbd_uri
+
+    context = here(ctx)
+    first, count = size_in(offset), size_in(length)
+    with NbdClient(nbd_uri(context.client(), name, node)) as volume:
+        if first % SECTOR_BYTES or count % SECTOR_BYTES:
+            raise UsageError(f"Ranges of a volume are in whole sectors of {SECTOR_BYTES} bytes.")
+        if first + count > volume.size_bytes:
+            raise UsageError(f"Volume {name} has only {format_size(volume.size_bytes)}.")
+        # Data, not a hole: a sector that cannot be read is cured by what is written to it.
+        for at in range(first, first + count, BLOCK_BYTES):
+            volume.write(at, _ZEROS[: min(BLOCK_BYTES, first + count - at)])
+        volume.flush()
+    if context.json:
+        put_json({"name": name, "offset": first, "length": count})
+    else:
+        put(f"{format_size(count)} of volume {name} at {offset} are zeros now.")
 
 
 def verify(ctx: typer.Context, name: Name) -> None:

@@ -291,10 +291,12 @@ class _Story:
                     goes_on = f"the copy there is left out after {ctx.peers.timing.ack_timeout_s:g}"
                     goes_on += " s without an answer, the last but one after twice that"
                 self._next(f"If it goes on, {goes_on}.")
-        for chunk in sorted(member.keeper.mending.lost if member.keeper else ())[:LOST_MAX]:
+        for chunk in sorted(member.primary.lost if member.primary else ())[:LOST_MAX]:
             at = format_size(chunk * CHUNK_BYTES)
             self.why.append(f"64 KiB at {at} cannot be read on {ctx.node}; no in-sync copy has it.")
             self._help("Write what it held anew, from a backup; until then it reads as an error.")
+            zero = f"--offset {chunk * CHUNK_BYTES} --length {CHUNK_BYTES}"
+            self._help(f"Or give up {at}.", f"holdfast volume zero {self.spec.name} {zero}")
 
     def _tell_moves(self, record: GroupRecord) -> None:
         going = leaving(record, self.alive)

@@ -245,6 +245,8 @@ class Hosting:
         pump = Pump(self, member, store, self._threads[path.parents[1]])
         self.pumps[spec.id] = pump
         self._paths[spec.id] = path
+        for found in store.repaired:
+            self.events.add(spec, record.epoch, "copy-repaired", f"On {self.name}: {found}")
         self._witness.opened(pump)
         pump.feed(ev.NodesSeen(self.directory.alive))
         return pump

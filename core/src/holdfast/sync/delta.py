@@ -83,6 +83,10 @@ class SyncJob:
     flush_at: Position | None = None
     """The flush that makes everything durable before the copy joins."""
     _queries: dict[int, _Query] = field(factory=dict)
+    set_aside: set[int] = field(factory=set)
+    """Chunks that could not be read; `retry` has them read again, when there is nothing else to do."""
+    _suspects: set[int] = field(factory=set)
+    """Chunks in runs that could not be read as a whole; each is read by itself."""
     _overtaken: set[int] = field(factory=set)
     """Chunks being read that live writes have touched since."""
     _sending: deque[tuple[Position, Runs, int]] = field(factory=deque)
@@ -261,6 +265,8 @@ class SyncJob:
         first = self.differ.next_set(self._read_from)
         while first is not None and left:
             stop = self.differ.next_clear(first, min(first + left, len(self.differ)))
+            if self._suspects:
+                stop = self._before_suspect(first, stop)
             self.differ.clear(first, stop - first)
             runs.append((first, stop - first))
             left -= stop - first
@@ -268,6 +274,12 @@ class SyncJob:
             first = self.differ.next_set(stop)
         self.reading = tuple(runs)
         return [self._bytes_of(*run) for run in runs]
+
+    def _before_suspect(self, first: int, stop: int) -> int:
+        """Return where a run that begins at `first` ends, so that it holds no suspect but itself."""
+        if first in self._suspects:
+            return first + 1
+        return next((chunk for chunk in range(first, stop) if chunk in self._suspects), stop)
 
     def _bytes_of(self, first: int, count: int) -> tuple[int, int]:
         offset = first * CHUNK_BYTES
@@ -295,7 +307,8 @@ class SyncJob:
     def on_read(self, pieces: Sequence[bytes | None], first: Position) -> list[Op]:
         """Take what `next_read` asked for; return the operations to enqueue from `first` on.
 
-        What could not be read, and what live writes have touched, is to be read again.
+        What live writes have touched is to be read again, and so is each chunk of a run that could
+        not be read, by itself; the one that still cannot is set aside.
         """
         runs, self.reading = self.reading, ()
         overtaken, self._overtaken = self._overtaken, set()
@@ -304,8 +317,10 @@ class SyncJob:
         taken: list[tuple[int, int]] = []
         for (chunk, count), data in zip(runs, pieces, strict=True):
             if data is None:
-                self._want(chunk, count)
+                self._set_apart(chunk, count)
                 continue
+            if self._suspects:
+                self._suspects.difference_update(range(chunk, chunk + count))
             for start, length in _without(chunk, count, overtaken):
                 taken.append((start, length))
                 at = (start - chunk) * CHUNK_BYTES
@@ -324,10 +339,29 @@ class SyncJob:
             self._arrived(tuple(taken))
         return ops
 
+    def _set_apart(self, first: int, count: int) -> None:
+        """Have the chunks of a run that could not be read told apart, or the only one set aside."""
+        chunks = range(first, first + count)
+        if count > 1:
+            self._suspects.update(chunks)
+            self._want(first, count)
+        else:
+            self.dirty.set_range(first)
+            self.set_aside.update(chunks)
+
+    def retry(self) -> bool:
+        """Have what was set aside read again if nothing else is left; return whether that is so."""
+        if self.differ.any():
+            return False
+        for chunk in self.set_aside:
+            self._want(chunk, 1)
+        self.set_aside.clear()
+        return True
+
     def lost_in(self, pieces: Sequence[bytes | None]) -> list[tuple[int, int]]:
-        """Return the runs (offset, length) that could not be read, before `on_read` takes the rest."""
+        """Return the chunks (offset, length) that cannot be read, before `on_read` takes the rest."""
         runs = zip(self.reading, pieces, strict=True)
-        return [self._bytes_of(*run) for run, data in runs if data is None]
+        return [self._bytes_of(*run) for run, data in runs if data is None and run[1] == 1]
 
     def on_applied(self, through: Position) -> None:
         """The copy has applied everything up to `through`."""
@@ -340,7 +374,7 @@ class SyncJob:
     def _arrived(self, runs: Runs) -> None:
         for chunk, count in runs:
             for index in range(chunk, chunk + count):
-                if not self.differ.test(index):
+                if not self.differ.test(index) and index not in self.set_aside:
                     self.dirty.clear(index)
 
     def skip(self, offset: int, length: int) -> None:

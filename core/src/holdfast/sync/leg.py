@@ -106,7 +106,7 @@ class Leg:
     """It is to leave the in-sync set: it gets no read lease any more."""
     read_token: int | None = None
     read_again_at: float = 0.0
-    """The own disk could not read what this copy needs; not before then is it tried again."""
+    """The own disk cannot read some of what this copy needs; not before then is that tried again."""
 
     @property
     def in_sync(self) -> bool:

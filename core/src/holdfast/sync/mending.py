@@ -60,8 +60,6 @@ class Mending:
     _failed: set[CopyId] = field(factory=set)
     """Copies that have no good bytes for the chunk in turn."""
     _fetch: _Fetch | None = None
-    lost: set[int] = field(factory=set)
-    """Chunks that no in-sync copy could read when they were last asked for."""
 
     @property
     def active(self) -> bool:
@@ -177,7 +175,7 @@ class Mending:
             self.primary.rewrite(op, now, out)
             self._parts.append(data)
             self._failed.clear()
-            self.lost.discard(fetch.chunk)
+            self.primary.lost.discard(fetch.chunk)
         else:
             self._failed.add(fetch.source)
         self.advance(now, out)
@@ -203,8 +201,8 @@ class Mending:
     def _give_up(self, chunk: int, out: list[Effect]) -> None:
         """No in-sync copy has the bytes."""
         ctx, wanted = self.primary.ctx, self._wanted[0]
-        if chunk not in self.lost:
-            self.lost.add(chunk)
+        if chunk not in self.primary.lost:
+            self.primary.lost.add(chunk)
             sentence = f"Chunk {chunk} cannot be read on {ctx.node}, and no in-sync copy has it."
             ctx.note("unreadable", sentence, out)
         if wanted.link is not None:

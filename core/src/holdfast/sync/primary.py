@@ -35,7 +35,7 @@ from holdfast.sync.delta import SyncJob
 from holdfast.sync.events import Effect, Instant, LinkId, SendReplies, ServeReads
 from holdfast.sync.leg import Leg, Phase, batch_bytes
 from holdfast.sync.pace import Pace
-from holdfast.units import REQUEST_BYTES_MAX, SECTOR_BYTES, CopyId
+from holdfast.units import CHUNK_BYTES, REQUEST_BYTES_MAX, SECTOR_BYTES, CopyId
 from holdfast.units import Sequence as Position
 
 _READ, _WRITE, _FLUSH = int(RequestKind.READ), int(RequestKind.WRITE), int(RequestKind.FLUSH)
@@ -82,6 +82,8 @@ class PrimaryRole:
     stopped: bool = False
     """Deposed or handing over: nothing is acknowledged or read any more."""
     told_commit: Position = Position(0)
+    lost: set[int] = field(factory=set)
+    """Chunks that no in-sync copy could read when they were last asked for."""
     _held: deque[tuple[LinkId, Request]] = field(factory=deque)
     _pending: deque[tuple[int, LinkId, int]] = field(factory=deque)
     """Writes by sequence: (sequence, session link, request id)."""
@@ -199,7 +201,15 @@ class PrimaryRole:
                 leg.stream(batch, size_bytes, mono, out)
         if ctx.absent:
             ctx.mark_absent(ops)
+        if self.lost:
+            self._forget_lost(ops)
         ctx.disk.submit(first, ops, mono, out)
+
+    def _forget_lost(self, ops: Sequence[Op]) -> None:
+        """What is written anew can be read again, or is told again."""
+        for op in ops:
+            touched = range(op.offset // CHUNK_BYTES, -(-(op.offset + op.length) // CHUNK_BYTES))
+            self.lost = {chunk for chunk in self.lost if chunk not in touched}
 
     def _hold_or_refuse(
         self, link: LinkId, requests: Sequence[Request], now: Instant, out: list[Effect]

@@ -100,8 +100,10 @@ class Syncing:
         limit = SYNC_BUSY_BYTES if busy else SYNC_IN_FLIGHT_BYTES
         if leg.read_token is not None or job.in_flight_bytes >= limit:
             return False
-        if (job.contended and not disk.idle) or now.mono < leg.read_again_at:
+        if job.contended and not disk.idle:
             return False
+        if job.set_aside and now.mono >= leg.read_again_at and job.retry():
+            leg.read_again_at = now.mono + RETRY_OFFLINE_S
         ready_at = primary.pace.ready_at(now.mono)
         if ready_at > now.mono:
             is_next = ready_at < self.go_on_at
@@ -188,7 +190,6 @@ class Syncing:
         if leg is not None and leg.read_token == token and leg.job is not None:
             leg.read_token = None
             for run in leg.job.lost_in(pieces):
-                leg.read_again_at = now.mono + RETRY_OFFLINE_S
                 self.mending.add_range(*run, now, out)
             ops = leg.job.on_read(pieces, self.primary.next)
             if ops:
