@@ -105,3 +105,28 @@ def test_a_change_is_asked_for_by_the_record_in_the_store_and_not_by_an_older_on
     (change,) = member.step(ev.RecordSeen(newer, version), now)
     assert isinstance(change, ev.CompareAndSet)
     assert (change.record.access, change.version) == (Access.READ_ONLY, version)
+
+
+def test_a_primary_that_reaches_the_store_and_no_copy_goes_on_alone_and_says_so() -> None:
+    """Decision 0015: nothing is lost, no other copy stands, and who cannot reach it waits."""
+    group = Group(2, nodes=4)
+    primary, replicas = group.primary_node, group.replica_nodes
+    (outside,) = group.world.machines.keys() - {primary, *replicas}
+    far = group.attach(outside)
+    assert far.write(0, b"a") == 0
+    for node in (*replicas, outside):
+        cut(group, primary, node)
+    waits = far.ask(RequestKind.WRITE, 0, b"b" * BLOCK_BYTES)
+    group.until(lambda: len(group.record.in_sync) == 1, "the drops")
+    group.run(20.0)
+    assert group.primary_node == primary, "what it alone may have acknowledged stays"
+    assert far.waits(waits)
+    told = group.explain()
+    assert any(s.startswith(f"{primary} goes on alone: it does not reach") for s in told["why"])
+    assert any("Mend the network" in each["sentence"] for each in told["help"])
+    for node in (*replicas, outside):
+        mend(group, primary, node)
+    assert far.answer(waits).errno == 0
+    group.until_healthy()
+    assert bytes(far.read(0).data) == b"b" * BLOCK_BYTES
+    assert not any("alone" in sentence for sentence in group.explain()["why"])

@@ -16,6 +16,7 @@ from attrs import define, field
 from holdfast.errors import FaultReason
 from holdfast.interfaces.policy import Policy, Verdict
 from holdfast.model import Access, CopyState, GroupRecord, Member, NodeRecord, VolumeSpec
+from holdfast.node.explain_words import FAULTS, sync_words
 from holdfast.node.service import Json
 from holdfast.node.status import volume_status
 from holdfast.sync.healing import leaving, missing_count, view_of
@@ -209,6 +210,7 @@ class _Story:
             known.append(record.grace_started_at)
         if known:
             self.since = min(known)
+        self._tell_alone(record, missing)
         self._tell_shortage(record)
         self._tell_moves(record)
         self._tell_access(record)
@@ -227,10 +229,10 @@ class _Story:
                 self._help(f"Start {entry.node}.", f"holdfast node start {entry.node}")
                 return
             self.why.append(f"The copy on {entry.node} is not in sync yet.")
-            self.doing.append(_sync_words(entry, leg))
+            self.doing.append(sync_words(entry, leg))
             return
         start = f"holdfast node start {entry.node}"
-        fault = f": {_FAULTS[entry.reason.value]}" if entry.reason else ""
+        fault = f": {FAULTS[entry.reason.value]}" if entry.reason else ""
         self.why.append(f"The copy on {entry.node} is offline{fault}.")
         if entry.node in self.alive:
             self.doing.append(
@@ -251,6 +253,20 @@ class _Story:
             self._next(f"If {entry.node} is not back by then, a replacement is made elsewhere.", at)
             evict = f"holdfast volume evict {self.spec.name} {entry.node}"
             self._help(f"Do not wait for {entry.node}: replace its copy now.", evict)
+
+    def _tell_alone(self, record: GroupRecord, missing: Sequence[Member]) -> None:
+        """A primary that hears none of the copies, though their nodes live: which side is cut off?"""
+        lost = [m for m in missing if m.reason is FaultReason.LINK_LOST and m.node in self.alive]
+        if self.member is None or len(record.in_sync) > 1 or not lost or lost != missing:
+            return
+        here = record.primary_member.node
+        self.why.append(
+            f"{here} goes on alone: it does not reach {_names(lost)}, which by the state store live. "
+            f"Consumers on nodes that do not reach {here} wait, for no other copy has every "
+            "acknowledged write."
+        )
+        url = f"holdfast volume url {self.spec.name} --node {here}"
+        self._help(f"Mend the network of {here}; until then use the volume there.", url)
 
     def _tell_shortage(self, record: GroupRecord) -> None:
         """Copies that are declared and that nobody makes."""
@@ -406,26 +422,6 @@ class _Story:
             self.help.append(entry)
 
 
-def _sync_words(entry: Member, leg: Leg | None) -> str:
-    """Return what the sync of a copy is doing."""
-    node = entry.node
-    if leg is None:
-        return f"The copy on {node} is being synced; its primary's node knows how far it is."
-    if leg.fault is not None:
-        return f"The sync of the copy on {node} was cut off: {leg.fault[1]}."
-    if leg.job is None or leg.phase is not Phase.STREAMING:
-        return f"The copy on {node} is being made and reached."
-    job = leg.job
-    if not job.counted:
-        return f"The copies are compared to learn what the one on {node} lacks ({job.how})."
-    elapsed = max(time.monotonic() - job.started_at, 1e-6)
-    rate = job.sent_bytes / elapsed
-    words = f"The copy on {node} is synced by {job.how}: {format_size(job.left_bytes)} left"
-    if rate > 0 and job.left_bytes:
-        words += f", {format_size(rate)}/s, about {job.left_bytes / rate:.0f} s"
-    return words + "."
-
-
 def _names(members: Sequence[Member]) -> str:
     names = sorted(m.node for m in members)
     return " or ".join(names) if len(names) < 3 else ", ".join(names[:-1]) + " or " + names[-1]
@@ -433,18 +429,3 @@ def _names(members: Sequence[Member]) -> str:
 
 def _bare(member: GroupMember) -> str:
     return member.failure.rstrip(".")
-
-
-_FAULTS: Mapping[str, str] = {
-    "link-lost": "its node stopped answering",
-    "ack-timeout": "it answered heartbeats but acknowledged nothing for too long",
-    "restarted": "its process or machine restarted",
-    "no-space": "its file system is full",
-    "unreadable": "its disk cannot read some of its data",
-    "io-error": "its disk answered with an error",
-    "flush-failed": "its disk failed to put data on stable storage",
-    "corrupt": "its data or metadata failed a check",
-    "fenced": "it knows a newer epoch",
-    "wrong-identity": "its disk is not the one that the group knows",
-    "removed": "its node was stopped or it was taken out",
-}
