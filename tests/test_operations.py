@@ -43,12 +43,21 @@ def test_a_node_is_drained_and_its_volumes_stay_whole(start_cluster: Start) -> N
     refused = cluster.run("node", "drain", cluster.primary("a"))
     assert refused.code == 6
     assert "no other node can take its copy" in refused.err
+    for node, zone in zip(cluster.names, "aabb", strict=True):
+        cluster.do("node", "label", node, f"zone={zone}", "rack=7")
+    assert "has no label 'zoen'" in cluster.run("node", "label", victim, "zoen-").err
+    cluster.do("node", "label", victim, "rack-")
     cluster.stop(victim)
     cluster.start(victim)
     described = cluster.ask("node", "show", victim)
     assert described["draining"], "a restart does not forget it"
+    assert described["labels"].keys() == {"zone"}, "nor its labels"
     cluster.do("node", "uncordon", victim)
     assert not cluster.ask("node", "show", victim)["draining"]
+    labels = {node["name"]: node["labels"] for node in cluster.ask("status")["nodes"]}
+    for name in ("c", "d"):
+        cluster.create(name, "4MiB", "--spread", "zone", replicas=1)
+        assert {labels[node]["zone"] for node in nodes_of(cluster, name)} == {"a", "b"}
 
 
 def test_nodes_without_room_for_md_say_so_and_keep_their_other_volumes(

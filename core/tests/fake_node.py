@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import anyio
 import attrs
@@ -20,6 +20,7 @@ class FakeService:
         self.names = list(nodes)
         self.held: dict[str, Json] = {}
         self.cordoned = False
+        self.labels = {"zone": "z1"}
         self.stopped = anyio.Event()
         self.handover: bool | None = None
         self.differences: list[Json] = []
@@ -39,6 +40,7 @@ class FakeService:
             "address": "127.0.0.1:5703",
             "frontends": {"nbd": "127.0.0.1:10809"},
             "cordoned": self.cordoned,
+            "labels": self.labels,
             "copies": len(self.held),
             "data": ["/data"],
             "capacity_bytes": 1 << 40,
@@ -194,6 +196,11 @@ class FakeService:
 
     async def cordon(self, cordoned: bool) -> Json:
         self.cordoned = cordoned
+        return await self.node()
+
+    async def label(self, changes: Mapping[str, str | None]) -> Json:
+        merged = {**self.labels, **changes}
+        self.labels = {key: value for key, value in merged.items() if value is not None}
         return await self.node()
 
     async def drain(self, *, dry_run: bool) -> Json:

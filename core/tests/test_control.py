@@ -78,6 +78,9 @@ async def test_the_node_describes_itself_and_the_others(client: ControlClient) -
     assert (await ask(client.node))["ready"]
     assert [n["name"] for n in await ask(client.nodes)] == ["n1", "n2", "n3", "n4"]
     assert (await ask(client.cordon, cordoned=True))["cordoned"]
+    assert (await ask(client.label, {"rack": "7", "zone": None}))["labels"] == {"rack": "7"}
+    with pytest.raises(UsageError, match="has a name and text"):
+        await ask(client.label, {"rack": 7})
 
 
 async def test_a_drain_tells_its_plan_first(client: ControlClient, service: FakeService) -> None:

@@ -148,6 +148,7 @@ _REQUESTS = (
     ("POST", "/v1/volumes/v/evict"),
     ("DELETE", "/v1/volumes/v"),
     ("GET", ""),
+    ("POST", "/v1/node/labels"),
 )
 
 

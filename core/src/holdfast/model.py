@@ -239,6 +239,9 @@ class NodeRecord:
     """Its copies are to move to other nodes; cordoned as well."""
     compute_only: bool = False
     labels: Mapping[str, str] = attrs.field(factory=dict)
+    """Those in force: what the configuration says, changed by `relabelled`."""
+    relabelled: Mapping[str, str | None] = attrs.field(factory=dict)
+    """What an operator has said of labels at run time; None: it has no such label."""
     transports: Mapping[str, str] = attrs.field(factory=dict)
     """Every transport that it runs, by name, to `host:port`; volumes choose among them."""
     frontends: Mapping[str, str] = attrs.field(factory=dict)

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from holdfast.cli.context import Context, here, put, put_json
+from holdfast.cli.context import Context, here, pairs, put, put_json
+from holdfast.errors import NotFoundError, UsageError
 from holdfast.node import supervisor
 from holdfast.node.local_cluster import LocalNode, locked
 
@@ -74,15 +75,15 @@ def list_nodes(ctx: typer.Context) -> None:
     from holdfast.cli import render
 
     right = ["COPIES", "PRIMARIES"]
-    rows = render.table("NODE", "STATE", *right, "ADDRESS", "NBD", right=right)
+    rows = render.table("NODE", "STATE", *right, "ADDRESS", "NBD", "LABELS", right=right)
     for node in nodes:
         state = render.word("running" if node["alive"] else "stopped")
         if node["cordoned"]:
             state.append(", draining" if node.get("draining") else ", cordoned", style="yellow")
         numbers = str(node["copies"]), str(node["primaries"])
-        rows.add_row(
-            node["name"], state, *numbers, node["address"], node["frontends"].get("nbd", "-")
-        )
+        labels = ",".join(f"{k}={v}" for k, v in sorted(node.get("labels", {}).items()))
+        ways = node["address"], node["frontends"].get("nbd", "-")
+        rows.add_row(node["name"], state, *numbers, *ways, labels or "-")
     render.show(rows)
 
 
@@ -112,6 +113,43 @@ def cordon(ctx: typer.Context, name: Node) -> None:
 def uncordon(ctx: typer.Context, name: Node) -> None:
     """Let a node take new copies again."""
     _cordon(ctx, name, cordoned=False)
+
+
+@app.command()
+def label(
+    ctx: typer.Context,
+    name: Node,
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE | KEY-]...", help="Set a label, or remove one."),
+    ] = None,
+) -> None:
+    """Set or remove labels of a node, or list them; placement spreads over them.
+
+    They hold over restarts, and in place of what the node's configuration says. Copies that are there
+    stay where they are.
+    """
+    context = here(ctx)
+    removed = [word for word in changes or [] if word.endswith("-") and "=" not in word]
+    wanted: dict[str, str | None] = dict.fromkeys((word[:-1] for word in removed), None)
+    for key, value in pairs([w for w in changes or [] if w not in removed], "label").items():
+        if key in wanted:
+            raise UsageError(f"Label {key!r} is both set and removed.", hint="Say one of them.")
+        wanted[key] = value
+    client = context.client(name)
+    before = client.node()["labels"]
+    missing = sorted(key for key, value in wanted.items() if value is None and key not in before)
+    if missing:
+        known = ", ".join(sorted(before)) or "none"
+        raise NotFoundError(f"Node {name} has no label {missing[0]!r}.", hint=f"It has: {known}.")
+    labels = client.label(wanted)["labels"] if wanted else before
+    if context.json:
+        put_json({"name": name, "labels": labels})
+        return
+    for key, value in sorted(labels.items()):
+        put(f"{key}={value}")
+    if not labels:
+        put(f"Node {name} has no labels.")
 
 
 @app.command()

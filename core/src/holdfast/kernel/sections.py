@@ -34,7 +34,7 @@ class NodeOptions:
     """Address, or address and port, at which other nodes reach this one; empty: where its transport
     listens."""
     labels: Mapping[str, str] = attrs.field(factory=dict)
-    """What placement may spread over, such as zone = "z1"."""
+    """What placement may spread over, such as zone = "z1"; `holdfast node label` changes them."""
     cordoned: bool = False
     """Whether the node starts by taking no new copies; those that it has stay."""
     compute_only: bool = False

@@ -10,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import socket
-import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -28,21 +26,18 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from holdfast.errors import (
-    ConflictError,
     HoldfastError,
     NotFoundError,
     UnavailableError,
     UsageError,
 )
 from holdfast.node.control_errors import http_status, to_json
+from holdfast.node.control_socket import inode, listen, remove
 from holdfast.node.service import Json, NodeService, Sample, VolumeChanges, VolumeRequest
 from holdfast.units import NodeName
 
 BODY_BYTES_MAX = 64 * 1024
 """Largest request body; volume declarations are a few hundred bytes."""
-SOCKET_PATH_BYTES_MAX = 107
-"""`sun_path` of Linux is 108 bytes with the closing zero."""
-
 _log = logging.getLogger("holdfast.control")
 
 
@@ -73,8 +68,8 @@ async def serve_control(service: NodeService, path: Path) -> AsyncIterator[None]
         ConflictError: Another process serves this path, or it is not a socket.
         UsageError: The path is too long.
     """
-    listener = _listen(path)
-    inode = _inode(path)
+    listener = listen(path)
+    made = inode(path)
     leaving = anyio.Event()
     server = _Server(
         uvicorn.Config(
@@ -102,8 +97,8 @@ async def serve_control(service: NodeService, path: Path) -> AsyncIterator[None]
     finally:
         listener.close()
         # A process started in the meantime may have put its own socket there.
-        if _inode(path) == inode:
-            _remove(path)
+        if inode(path) == made:
+            remove(path)
 
 
 class _Server(uvicorn.Server):
@@ -126,65 +121,6 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _listen(path: Path) -> socket.socket:
-    """Return a listening socket at `path`, in the place of a dead one."""
-    if len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:
-        raise UsageError(
-            f"The control socket's path {path} is longer than {SOCKET_PATH_BYTES_MAX} bytes.",
-            hint="Set node.control to a shorter path.",
-        )
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise ConflictError(
-                f"The control socket's path {path} is taken by something that is no socket.",
-                hint="Move it away or set node.control to another path.",
-            )
-        if _somebody_listens(path):
-            raise ConflictError(
-                f"Another process already serves the control socket {path}.",
-                hint="The node is running; `holdfast status` shows it.",
-            )
-        path.unlink()
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        # The mode must be right before anybody can connect, so it is set by the umask.
-        old = os.umask(0o177)
-        try:
-            listener.bind(os.fspath(path))
-        finally:
-            os.umask(old)
-        listener.listen(64)
-    except OSError as error:
-        listener.close()
-        raise UsageError(
-            f"The control socket {path} cannot be made: {error.strerror}.",
-            hint="Check that its folder exists and is writable.",
-        ) from error
-    return listener
-
-
-def _inode(path: Path) -> int | None:
-    try:
-        return path.stat().st_ino
-    except OSError:
-        return None
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink()
-
-
-def _somebody_listens(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
-        try:
-            probe.connect(os.fspath(path))
-        except OSError:
-            return False
-        return True
-
-
 class _Routes:
     """The handlers, one for each route of `table`."""
 
@@ -200,6 +136,7 @@ class _Routes:
             ("POST", "/v1/node/stop", self._stop),
             ("POST", "/v1/node/cordon", self._cordon),
             ("POST", "/v1/node/drain", self._drain),
+            ("POST", "/v1/node/labels", self._label),
             ("GET", "/v1/nodes", self._nodes),
             ("GET", "/v1/volumes", self._volumes),
             ("POST", "/v1/volumes", self._create),
@@ -234,6 +171,12 @@ class _Routes:
     async def _drain(self, request: Request) -> Response:
         body = await _body(request, {"dry_run": bool})
         return JSONResponse(await self._service.drain(dry_run=body["dry_run"]))
+
+    async def _label(self, request: Request) -> Response:
+        labels = (await _body(request, {"labels": dict})).get("labels", {})
+        if not all(key and isinstance(value, str | None) for key, value in labels.items()):
+            raise UsageError("A label has a name and text; null removes it.")
+        return JSONResponse(await self._service.label(labels))
 
     async def _nodes(self, _request: Request) -> Response:
         return JSONResponse({"nodes": list(await self._service.nodes())})

@@ -72,6 +72,10 @@ class ControlClient:
         """Let the node take no new copies, or let it again."""
         return self.request("POST", "/v1/node/cordon", {"cordoned": cordoned})
 
+    def label(self, changes: Mapping[str, str | None]) -> Json:
+        """Set labels of the node, and remove those whose value is None."""
+        return self.request("POST", "/v1/node/labels", {"labels": dict(changes)})
+
     def drain(self, *, dry_run: bool) -> Json:
         """Begin to move the node's copies to others, or say what would be done."""
         return self.request("POST", "/v1/node/drain", {"dry_run": dry_run})

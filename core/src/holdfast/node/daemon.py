@@ -15,7 +15,7 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -89,6 +89,7 @@ class Node:
         self.record = NodeRecord(self.name, "", "")
         self.cordoned = config.node.cordoned
         self.draining = False
+        self.relabelled: dict[str, str | None] = {}
         self.tasks = Tasks(self._on_failure)
         self.failure: BaseException | None = None
         self.peers = Peers(self.name, _timing(config.timing))
@@ -303,7 +304,8 @@ class Node:
             cordoned=self.cordoned,
             draining=self.draining,
             compute_only=self.config.node.compute_only,
-            labels=dict(self.config.node.labels),
+            labels=self.labels,
+            relabelled=self.relabelled,
             transports=self.transports.addresses(self.config.node.advertise),
             frontends={name: frontend.address for name, frontend in self.frontends.items()},
             version=__version__,
@@ -327,10 +329,22 @@ class Node:
             before = NodeRecord.from_bytes(entry.value)
             self.cordoned = self.cordoned or before.cordoned
             self.draining = before.draining
+            self.relabelled = dict(before.relabelled)
 
     async def set_cordoned(self, *, cordoned: bool, draining: bool = False) -> None:
         """Take no new copies, or take them again; `draining` moves those that it has away."""
         self.cordoned, self.draining = cordoned, draining
+        await self._publish(self.record.address, session=self.process)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The labels in force: the configuration's, and what an operator has said since."""
+        merged = {**self.config.node.labels, **self.relabelled}
+        return {key: value for key, value in merged.items() if value is not None}
+
+    async def relabel(self, changes: Mapping[str, str | None]) -> None:
+        """Set labels, or remove those that are None; kept over restarts."""
+        self.relabelled |= changes
         await self._publish(self.record.address, session=self.process)
 
     def request_stop(self, *, handover: bool = True) -> None:

@@ -29,6 +29,7 @@ import attrs
 
 from holdfast.errors import ConfigError, ConflictError, NotFoundError, UsageError
 from holdfast.node.control_client import ControlClient
+from holdfast.node.control_socket import SOCKET_PATH_BYTES_MAX
 from holdfast.node.ports import HOST, free_port, is_free
 from holdfast.node.processes import read_pid
 from holdfast.node.toml_files import (
@@ -46,7 +47,6 @@ NODES_DEFAULT = 4
 NODES_MAX = 64
 TRANSPORT_PORT_BASE = 5703
 NBD_PORT_BASE = 10809
-_SOCKET_PATH_BYTES_MAX = 107
 
 
 def default_dir() -> Path:
@@ -225,7 +225,7 @@ class LocalCluster:
         longest = directory / "nodes" / f"n{NODES_MAX}" / "control.sock"
         cluster_id = secrets.token_hex(16)
         sockets = None
-        if len(os.fsencode(longest)) > _SOCKET_PATH_BYTES_MAX:
+        if len(os.fsencode(longest)) > SOCKET_PATH_BYTES_MAX:
             base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
             sockets = Path(base) / f"holdfast-{cluster_id[:12]}"
         return cls(dir=directory, id=cluster_id, names=(), sockets=sockets)

@@ -91,8 +91,8 @@ class NodeService(Protocol):
         Returns:
             At least `name`, `cluster`, `pid`, `version`, `ready` (it serves), `started_at` (Unix
             seconds), `address`, `frontends` (name to `host:port`), `uris` (frontend name to the URI
-            of a volume called `VOLUME`), `transports` (name to `host:port`), `cordoned`, `copies`, `data`
-            (directories), `capacity_bytes`, `free_bytes`.
+            of a volume called `VOLUME`), `transports` (name to `host:port`), `cordoned`, `labels`,
+            `copies`, `data` (directories), `capacity_bytes`, `free_bytes`.
         """
         ...
 
@@ -232,6 +232,17 @@ class NodeService(Protocol):
 
     async def cordon(self, cordoned: bool) -> Json:
         """Let this node take no new copies, or let it again; return `node()`."""
+        ...
+
+    async def label(self, changes: Mapping[str, str | None]) -> Json:
+        """Set labels of this node, and remove those whose value is None; return `node()`.
+
+        They hold over restarts and in place of the configuration's. Copies stay where they are;
+        what is placed from now on is placed by them.
+
+        Raises:
+            StateError: The state store cannot be written; nothing is lost of what was there.
+        """
         ...
 
     async def drain(self, *, dry_run: bool) -> Json:

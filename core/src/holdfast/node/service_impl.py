@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -66,6 +66,7 @@ class Service:
             "transports": dict(node.record.transports),
             "cordoned": node.cordoned,
             "draining": node.draining,
+            "labels": node.labels,
             "copies": len(node.hosting.pumps),
             "data": [str(path) for path in node.hosting.data],
             "capacity_bytes": node.record.capacity_bytes,
@@ -104,6 +105,11 @@ class Service:
     async def cordon(self, cordoned: bool) -> Json:
         """Let this node take no new copies, or let it again."""
         await self._node.set_cordoned(cordoned=cordoned)
+        return await self.node()
+
+    async def label(self, changes: Mapping[str, str | None]) -> Json:
+        """Set and remove labels of this node."""
+        await self._node.relabel(changes)
         return await self.node()
 
     async def drain(self, *, dry_run: bool) -> Json:
