@@ -51,6 +51,9 @@ class Mutation:
 
 
 WRONG: Mapping[str, Mutation] = {
+    "a replica answers reads from its window": Mutation(
+        'view[c].st[c] = "in" /\\ ~disk[c].win', 'view[c].st[c] = "in"', "I5", {}
+    ),
     "a write is answered before every copy has it": Mutation(
         "/\\ MayAnswer(p) /\\ pri[p].pend # <<>> /\\ Committed(p, Head(pri[p].pend))",
         "/\\ MayAnswer(p) /\\ pri[p].pend # <<>>",

@@ -131,6 +131,16 @@ Committed(p, op) ==
 MayRead(p) == MayAnswer(p) /\ \A i \in 1..Len(pri[p].pend) :
                                   pri[p].pend[i].k = "f" \/ Committed(p, pri[p].pend[i])
 
+(* A replica answers reads by itself (decision 0014) while its read lease lasts, which ends with the
+   lease of its primary and before a record without it is asked for; and never from its window. *)
+MayReadHere(c) ==
+    /\ role[c] = "replica" /\ up[c] # None /\ view[c].st[c] = "in" /\ ~disk[c].win
+    /\ LET p == up[c]
+       IN  /\ role[p] = "primary" /\ pri[p].serving /\ LeaseHeld(p)
+           /\ view[c].primary = p /\ view[c].epoch = view[p].epoch
+           /\ c \in Others(p) /\ leg[p][c].eq /\ leg[p][c].same
+           /\ c \in (IF want[p] = None THEN Copies ELSE InSync(want[p].new))
+
 -----------------------------------------------------------------------------
 (* Some primary serves with every copy in sync, but for those that are away and up to return. *)
 Init ==
@@ -224,6 +234,11 @@ Answer(p) ==
 Read(p) ==
     /\ MayRead(p) /\ disk[p].data > hist.seen
     /\ hist' = [hist EXCEPT !.seen = disk[p].data]
+    /\ UNCHANGED <<rec, view, want, role, epoch, up, disk, pri, leg, net>>
+
+ReadHere(c) ==
+    /\ MayReadHere(c) /\ disk[c].data > hist.seen
+    /\ hist' = [hist EXCEPT !.seen = disk[c].data]
     /\ UNCHANGED <<rec, view, want, role, epoch, up, disk, pri, leg, net>>
 
 -----------------------------------------------------------------------------
@@ -715,7 +730,7 @@ Heal ==
     /\ UNCHANGED <<rec, view, want, role, epoch, up, disk, pri, leg, hist>>
 
 -----------------------------------------------------------------------------
-Consumer == \E p \in Copies : Write(p) \/ Flush(p) \/ Answer(p) \/ Read(p)
+Consumer == \E p \in Copies : Write(p) \/ Flush(p) \/ Answer(p) \/ Read(p) \/ ReadHere(p)
 
 Faulty == \/ \E c \in Copies : Crash(c) \/ Reboot(c) \/ Wipe(c) \/ Isolate(c) \/ StoreOut(c) \/ AnswerLost(c)
           \/ \E a, b \in Copies : Cut(a, b) \/ Slow(a, b) \/ Handover(a, b)
@@ -771,7 +786,7 @@ I3 == \A a, b \in Copies :
 I4 == \A c \in Copies : (rec.st[c] = "in" /\ ~disk[c].other) => disk[c].dur >= hist.flushed
 
 (* A read that could be answered now is not older than what anybody was told before. *)
-I5 == \A p \in Copies : MayRead(p) => disk[p].data >= hist.seen
+I5 == \A c \in Copies : (MayRead(c) \/ MayReadHere(c)) => disk[c].data >= hist.seen
 
 (* Writing is withdrawn only below the least, and given back only by a new attachment. *)
 I6 == [][/\ (rec.access = "rw" /\ rec'.access = "ro") => Online(rec) < Least

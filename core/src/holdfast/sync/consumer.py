@@ -143,17 +143,18 @@ class ConsumerSession:
         """
         here: list[Request] = []
         others: list[Request] = []
+        if self.phase is not SessionPhase.OPEN:
+            return here, list(requests)
+        before = [(r.offset, r.length) for r in self.unanswered.values() if r.kind != _READ]
         for request in requests:
-            if self.phase is SessionPhase.OPEN and request.kind == _READ:
-                start, end = request.offset, request.offset + request.length
-                unanswered = (*self.unanswered.values(), *others)
-                if not any(
-                    r.kind != _READ and r.offset < end and start < r.offset + r.length
-                    for r in unanswered
-                ):
-                    here.append(request)
-                    continue
-            others.append(request)
+            _, kind, _, offset, length, _ = request
+            if kind != _READ:
+                before.append((offset, length))
+                others.append(request)
+            elif before and any(o < offset + length and offset < o + n for o, n in before):
+                others.append(request)
+            else:
+                here.append(request)
         return here, others
 
     def refuse(self, requests: Sequence[Request]) -> Sequence[Reply]:

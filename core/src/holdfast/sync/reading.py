@@ -104,7 +104,7 @@ class LocalReader:
                 and not (offset | length) & _MISALIGNED
                 and 0 < length <= REQUEST_BYTES_MAX
                 and end <= size
-                and not any(start < end and offset < start + count for _, start, count in window)
+                and not (window and any(o < end and offset < o + n for _, o, n in window))
             ):
                 ready.append(request)
             else:
