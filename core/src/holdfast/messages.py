@@ -398,6 +398,10 @@ class PeerHello:
     cluster: str
     node: NodeName
     session: str
+    worker: int = 0
+    """Which worker of its node sends."""
+    to_worker: int = 0
+    """Which worker of the other node it sends to."""
 
 
 @attrs.frozen

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import attrs
@@ -215,6 +216,10 @@ class GroupRecord:
             ) from error
 
 
+def _as_names(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(names)
+
+
 @attrs.frozen
 class NodeRecord:
     """What a node publishes of itself; ends with its session."""
@@ -226,6 +231,8 @@ class NodeRecord:
     """Id of its lease in the state store; empty once it has stopped in order."""
     process: str = ""
     """Names the daemon's process; another one is another start."""
+    workers: tuple[str, ...] = attrs.field(default=(), converter=_as_names)
+    """The same of its data processes, in their order; empty where the daemon is the only one."""
     control: str = ""
     """Path of its control socket, for tools on the same machine."""
     capacity_bytes: int = 0
@@ -249,6 +256,10 @@ class NodeRecord:
     version: str = ""
     started_at: float = 0.0
 
+    def worker_of(self, volume: VolumeId) -> int:
+        """Return which of its workers keeps the copy of a volume; 0 where there are none."""
+        return worker_of(volume, len(self.workers))
+
     def to_bytes(self) -> bytes:
         """Return canonical JSON."""
         return _dump(attrs.asdict(self))
@@ -257,6 +268,15 @@ class NodeRecord:
     def from_bytes(cls, raw: bytes) -> Self:
         """Return the node in `raw`; raises `IntegrityError` when it is not one."""
         return cls(**_load(raw, cls))
+
+
+def worker_of(volume: VolumeId, workers: int) -> int:
+    """Return which of so many workers keeps a volume.
+
+    All nodes compute it alike, so that nothing has to be kept or told; who makes a volume chooses an
+    id that spreads well (`node/volumes.py`).
+    """
+    return zlib.crc32(volume.encode()) % workers if workers else 0
 
 
 def _plain(_instance: type, _field: attrs.Attribute[Any], value: Any) -> Any:

@@ -297,8 +297,8 @@ class _Story:
     def _tell_disks(self, member: GroupMember) -> None:
         """Disks that answer nothing, and what no disk can read."""
         ctx, legs = member.ctx, () if member.primary is None else member.primary.legs.values()
-        silent = {ctx.node: ctx.stalled_s}
-        silent |= {leg.node: ctx.peers.stall_of(leg.node) for leg in legs if leg.in_sync}
+        volume, silent = ctx.record.volume, {ctx.node: ctx.stalled_s}
+        silent |= {leg.node: ctx.peers.stall_of(leg.node, volume) for leg in legs if leg.in_sync}
         for node, for_s in silent.items():
             if for_s:
                 self.why.append(f"A disk of {node} has answered nothing for {for_s:.0f} s.")

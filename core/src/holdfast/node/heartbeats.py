@@ -1,4 +1,4 @@
-"""Carries heartbeats between nodes: one peer link to each node that holds copies of our groups.
+"""Carries heartbeats between nodes: one peer link to each process that holds copies of our groups.
 
 `sync.peers` decides what is said and what it means; this module keeps the links, the timer, and tells
 the pumps when a lease was refused or has come back.
@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+import attrs
+
 from holdfast.errors import HoldfastError
 from holdfast.interfaces.transport import Link, LinkHandler
 from holdfast.messages import Heartbeat, HeartbeatAnswer, Hello, Message, PeerHello
-from holdfast.sync.peers import Peers
+from holdfast.sync.peers import Peers, Seat
 from holdfast.units import Epoch, NodeName, VolumeId
 
 RETRY_S = 0.2
@@ -47,9 +49,9 @@ class Heartbeats:
         self._dial = dial
         self._spawn = spawn
         self._on_answer = on_answer
-        self._links: dict[NodeName, Link] = {}
-        self._dialling: set[NodeName] = set()
-        self._accepted: dict[NodeName, Link] = {}
+        self._links: dict[Seat, Link] = {}
+        self._dialling: set[Seat] = set()
+        self._accepted: dict[Seat, Link] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -58,13 +60,13 @@ class Heartbeats:
         if self._closed:
             return
         self.peers.changed = False
-        for node in self.peers.targets():
-            if node not in self._links and node not in self._dialling:
-                self._dialling.add(node)
-                self._spawn(self._connect(node))
+        for seat in self.peers.targets():
+            if seat not in self._links and seat not in self._dialling:
+                self._dialling.add(seat)
+                self._spawn(self._connect(seat))
         now = time.monotonic()
-        for node, beat in self.peers.due(now):
-            link = self._links.get(node)
+        for seat, beat in self.peers.due(now):
+            link = self._links.get(seat)
             if link is not None:
                 link.send((beat,))
         if self._timer is not None:
@@ -77,46 +79,49 @@ class Heartbeats:
 
     def accept(self, link: Link, hello: PeerHello) -> LinkHandler:
         """Return the handler of a link on which another node's heartbeats arrive."""
-        # A newer link of a node ends the older: nothing of a dead process may be heard any more.
-        older = self._accepted.pop(hello.node, None)
+        # A newer link of a worker ends the older: nothing of a dead process may be heard any more.
+        seat = (hello.node, hello.worker)
+        older = self._accepted.pop(seat, None)
         if older is not None:
             older.abort()
-        self._accepted[hello.node] = link
+        self._accepted[seat] = link
         return _Hearing(self.peers, link, hello)
 
-    async def _connect(self, node: NodeName) -> None:
+    async def _connect(self, seat: Seat) -> None:
+        node, worker = seat
+        hello = attrs.evolve(self._hello, to_worker=worker)
         try:
-            link = await self._dial(node, self._hello, _Answers(self, node))
+            link = await self._dial(node, hello, _Answers(self, seat))
         except (OSError, HoldfastError):
             if not self._closed:
-                asyncio.get_running_loop().call_later(RETRY_S, self._retry, node)
+                asyncio.get_running_loop().call_later(RETRY_S, self._retry, seat)
             return
-        self._dialling.discard(node)
+        self._dialling.discard(seat)
         if self._closed:
             link.close()
             return
-        self._links[node] = link
-        self.peers.on_connected(node)
+        self._links[seat] = link
+        self.peers.on_connected(seat)
         self.kick()
 
-    def _retry(self, node: NodeName) -> None:
-        self._dialling.discard(node)
+    def _retry(self, seat: Seat) -> None:
+        self._dialling.discard(seat)
         self.kick()
 
-    def answered(self, node: NodeName, answer: HeartbeatAnswer) -> None:
-        """Take an answer of `node`."""
-        refused = self.peers.on_answer(node, answer)
+    def answered(self, seat: Seat, answer: HeartbeatAnswer) -> None:
+        """Take an answer of `seat`."""
+        refused = self.peers.on_answer(seat, answer)
         if answer.version < 0:
             self.kick()
         self._on_answer(refused)
 
-    def lost(self, node: NodeName) -> None:
-        """The link to `node` is gone."""
-        self._links.pop(node, None)
-        self.peers.on_disconnected(node)
-        if not self._closed and node not in self._dialling:
-            self._dialling.add(node)
-            asyncio.get_running_loop().call_later(RETRY_S, self._retry, node)
+    def lost(self, seat: Seat) -> None:
+        """The link to `seat` is gone."""
+        self._links.pop(seat, None)
+        self.peers.on_disconnected(seat)
+        if not self._closed and seat not in self._dialling:
+            self._dialling.add(seat)
+            asyncio.get_running_loop().call_later(RETRY_S, self._retry, seat)
 
     def close(self) -> None:
         """Close every link."""
@@ -132,17 +137,17 @@ class Heartbeats:
 class _Answers:
     """The handler of a link on which our heartbeats go out."""
 
-    def __init__(self, heartbeats: Heartbeats, node: NodeName) -> None:
+    def __init__(self, heartbeats: Heartbeats, seat: Seat) -> None:
         self._heartbeats = heartbeats
-        self._node = node
+        self._seat = seat
 
     def on_messages(self, messages: Sequence[Message]) -> None:
         for message in messages:
             if isinstance(message, HeartbeatAnswer):
-                self._heartbeats.answered(self._node, message)
+                self._heartbeats.answered(self._seat, message)
 
     def on_lost(self, error: HoldfastError) -> None:
-        self._heartbeats.lost(self._node)
+        self._heartbeats.lost(self._seat)
 
 
 class _Hearing:
@@ -158,7 +163,9 @@ class _Hearing:
         for message in messages:
             if isinstance(message, Heartbeat):
                 hello = self._hello
-                answer = self._peers.on_heartbeat(hello.node, hello.session, message, now)
+                answer = self._peers.on_heartbeat(
+                    hello.node, hello.session, message, now, hello.worker
+                )
                 self._link.send((answer,))
 
     def on_lost(self, error: HoldfastError) -> None:

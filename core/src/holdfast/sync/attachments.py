@@ -192,11 +192,13 @@ class Attachments:
             # A node shares one session among its frontends, so another id means that it gave the
             # first one up; another process, that the first is gone: it held the node's lock.
             return True
-        if node == self.ctx.node and process != self.ctx.process:
-            return True
         known = self.ctx.nodes.get(node) if node is not None else None
+        if node == self.ctx.node and process != self.ctx.process:
+            # Unless it is another worker beside us, the holder was before us and is gone.
+            beside = () if known is None or not known.workers else (known.process, *known.workers)
+            return process not in beside
         if known is not None:
-            return known.process != process
+            return process != known.process and process not in known.workers
         # Should it live all the same, the generation fences it.
         seen = self._holder_seen
         return (

@@ -10,9 +10,17 @@ which A *sent* the last beat that B answered without refusing that group. B trie
 `lease_s + margin_s` after it *received* the last beat that named the group at an epoch not below its
 own, which is later; and once B has decided to, it refuses. Each side uses its own monotonic clock for
 one interval of a few seconds; only a difference in rate of `margin_s / lease_s` could confuse them.
+
+A node may spread its copies over several *workers*, processes that live and die apart. Then each end of
+the paragraph above is a process: heartbeats go from the worker that runs the primary to the worker that
+keeps the copy (a *seat*), and a promise counts only if that very process has given it. A beat that
+reaches another worker than the copy's is refused there, because nobody there follows the group; so a
+wrong idea of who keeps what costs a lease and never makes one.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from attrs import define, field
 
@@ -20,6 +28,9 @@ from holdfast.messages import Heartbeat, HeartbeatAnswer
 from holdfast.units import Epoch, NodeName, VolumeId
 
 NEVER = float("-inf")
+
+Seat = tuple[NodeName, int]
+"""A node and the number of one of its workers; 0 where a node is one process."""
 
 
 @define
@@ -54,6 +65,12 @@ class _Outgoing:
     connected: bool = False
     due_at: float = NEVER
 
+    def leave(self, volume: VolumeId) -> None:
+        """Take a group out of the lease set."""
+        del self.leases[volume]
+        self.refused.pop(volume, None)
+        self.version += 1
+
 
 @define
 class _Incoming:
@@ -75,10 +92,12 @@ class Peers:
 
     node: NodeName
     timing: Timing = field(factory=Timing)
+    worker_of: Callable[[NodeName, VolumeId], int] = lambda _node, _volume: 0
+    """Which worker of a node keeps its copy of a volume."""
     changed: bool = False
     """A lease set has changed and a beat is due at once; whoever sends the beats clears it."""
-    _outgoing: dict[NodeName, _Outgoing] = field(factory=dict)
-    _incoming: dict[NodeName, _Incoming] = field(factory=dict)
+    _outgoing: dict[Seat, _Outgoing] = field(factory=dict)
+    _incoming: dict[Seat, _Incoming] = field(factory=dict)
     _stalls: dict[VolumeId, float] = field(factory=dict)
     """How long the disks of our copies have answered nothing, where that is worth telling."""
     _follows: dict[VolumeId, tuple[Epoch, NodeName | None]] = field(factory=dict)
@@ -97,16 +116,19 @@ class Peers:
         """How long the slowest of our disks has answered nothing; what heartbeats tell."""
         return max(self._stalls.values(), default=0.0)
 
-    def stall_of(self, node: NodeName) -> float:
-        """Return what `node` last said of its slowest disk."""
-        peer = self._outgoing.get(node)
+    def stall_of(self, node: NodeName, volume: VolumeId) -> float:
+        """Return what the keeper of `node`'s copy last said of its slowest disk."""
+        peer = self._outgoing.get(self._seat(node, volume))
         return 0.0 if peer is None else peer.stall_s
 
     # -- as primary ---------------------------------------------------------------------------
 
+    def _seat(self, node: NodeName, volume: VolumeId) -> Seat:
+        return node, self.worker_of(node, volume)
+
     def grant(self, node: NodeName, volume: VolumeId, epoch: Epoch) -> None:
         """Ask `node` to renew our lease on (volume, epoch) from now on."""
-        peer = self._outgoing.setdefault(node, _Outgoing())
+        peer = self._outgoing.setdefault(self._seat(node, volume), _Outgoing())
         have = peer.leases.get(volume)
         if have is None or have[0] != epoch:
             peer.version += 1
@@ -117,15 +139,22 @@ class Peers:
 
     def revoke(self, volume: VolumeId, *, keep: frozenset[NodeName] = frozenset()) -> None:
         """Ask no node but those in `keep` to renew our lease on `volume` any longer."""
-        for node, peer in self._outgoing.items():
-            if node not in keep and volume in peer.leases:
-                del peer.leases[volume]
-                peer.refused.pop(volume, None)
-                peer.version += 1
+        kept = {self._seat(node, volume) for node in keep}
+        for seat, peer in self._outgoing.items():
+            if seat not in kept and volume in peer.leases:
+                peer.leave(volume)
+
+    def reseat(self) -> None:
+        """Ask anew for the leases of copies that other workers of their nodes keep by now."""
+        for (node, worker), peer in list(self._outgoing.items()):
+            for volume, (epoch, _) in list(peer.leases.items()):
+                if self.worker_of(node, volume) != worker:
+                    peer.leave(volume)
+                    self.grant(node, volume, epoch)
 
     def valid_until(self, node: NodeName, volume: VolumeId) -> float:
         """Return until when `node` has promised not to take over `volume`; -inf: no promise."""
-        peer = self._outgoing.get(node)
+        peer = self._outgoing.get(self._seat(node, volume))
         if peer is None:
             return NEVER
         lease = peer.leases.get(volume)
@@ -133,34 +162,34 @@ class Peers:
             return NEVER
         return peer.answered_at + self.timing.lease_s
 
-    def answered_at(self, node: NodeName) -> float:
-        """Return when the last beat that `node` answered was sent; -inf: none."""
-        peer = self._outgoing.get(node)
+    def answered_at(self, node: NodeName, volume: VolumeId) -> float:
+        """Return when the last beat that the keeper of the copy answered was sent; -inf: none."""
+        peer = self._outgoing.get(self._seat(node, volume))
         return NEVER if peer is None else peer.answered_at
 
-    def targets(self) -> tuple[NodeName, ...]:
-        """Return the nodes to which a peer link is wanted."""
-        return tuple(node for node, peer in self._outgoing.items() if peer.leases)
+    def targets(self) -> tuple[Seat, ...]:
+        """Return to whom a peer link is wanted."""
+        return tuple(seat for seat, peer in self._outgoing.items() if peer.leases)
 
-    def on_connected(self, node: NodeName) -> None:
-        """A peer link to `node` stands."""
-        peer = self._outgoing.setdefault(node, _Outgoing())
+    def on_connected(self, seat: Seat) -> None:
+        """A peer link to `seat` stands."""
+        peer = self._outgoing.setdefault(seat, _Outgoing())
         peer.connected = True
         peer.told_version = -1
         peer.sent.clear()
         peer.due_at = NEVER
 
-    def on_disconnected(self, node: NodeName) -> None:
-        """The peer link to `node` is gone; promises already made run on."""
-        peer = self._outgoing.get(node)
+    def on_disconnected(self, seat: Seat) -> None:
+        """The peer link to `seat` is gone; promises already made run on."""
+        peer = self._outgoing.get(seat)
         if peer is not None:
             peer.connected = False
             peer.sent.clear()
 
-    def due(self, now: float) -> list[tuple[NodeName, Heartbeat]]:
+    def due(self, now: float) -> list[tuple[Seat, Heartbeat]]:
         """Return the heartbeats to send now."""
         beats = []
-        for node, peer in self._outgoing.items():
+        for seat, peer in self._outgoing.items():
             if not peer.connected or not peer.leases or peer.due_at > now:
                 continue
             peer.due_at = now + self.timing.heartbeat_s
@@ -170,7 +199,7 @@ class Peers:
             if peer.told_version != peer.version:
                 leases = tuple((volume, lease[0]) for volume, lease in peer.leases.items())
                 peer.told_version = peer.version
-            beats.append((node, Heartbeat(peer.number, peer.version, leases, self.stall_s)))
+            beats.append((seat, Heartbeat(peer.number, peer.version, leases, self.stall_s)))
         return beats
 
     def next_due(self) -> float:
@@ -178,9 +207,9 @@ class Peers:
         times = [p.due_at for p in self._outgoing.values() if p.connected and p.leases]
         return min(times, default=float("inf"))
 
-    def on_answer(self, node: NodeName, answer: HeartbeatAnswer) -> list[tuple[VolumeId, Epoch]]:
+    def on_answer(self, seat: Seat, answer: HeartbeatAnswer) -> list[tuple[VolumeId, Epoch]]:
         """Take an answer; return the groups that were newly refused and the epoch known there."""
-        peer = self._outgoing.get(node)
+        peer = self._outgoing.get(seat)
         sent_at = None if peer is None else peer.sent.pop(answer.number, None)
         if peer is None or sent_at is None:
             return []
@@ -214,13 +243,14 @@ class Peers:
         self._stalls.pop(volume, None)
 
     def on_heartbeat(
-        self, node: NodeName, session: str, beat: Heartbeat, now: float
+        self, node: NodeName, session: str, beat: Heartbeat, now: float, worker: int = 0
     ) -> HeartbeatAnswer:
-        """Take a heartbeat and return its answer."""
-        peer = self._incoming.setdefault(node, _Incoming())
+        """Take a heartbeat that a worker of `node` has sent and return its answer."""
+        seat = (node, worker)
+        peer = self._incoming.setdefault(seat, _Incoming())
         if peer.session != session:
             before = max(peer.before, peer.heard_at)
-            peer = self._incoming[node] = _Incoming(session=session, before=before)
+            peer = self._incoming[seat] = _Incoming(session=session, before=before)
         if beat.leases is not None:
             leases = dict(beat.leases)
             for volume in peer.leases.keys() - leases.keys():
@@ -241,29 +271,22 @@ class Peers:
 
     def heard_at(self, volume: VolumeId) -> float:
         """Return when the primary that the local copy of `volume` follows was last heard."""
-        epoch, node = self._follows.get(volume, (Epoch(0), None))
-        peer = None if node is None else self._incoming.get(node)
-        if peer is None:
-            return NEVER
-        named = peer.leases.get(volume)
-        if named is not None and named >= epoch:
-            return peer.heard_at
-        return peer.until.get(volume, NEVER)
+        epoch, primary_node = self._follows.get(volume, (Epoch(0), None))
+        heard_at = NEVER
+        # Of whichever of its workers: whom we believe to run the primary may be out of date.
+        for (node, _), peer in self._incoming.items():
+            if node == primary_node:
+                named = peer.leases.get(volume)
+                until = peer.until.get(volume, NEVER)
+                at = peer.heard_at if named is not None and named >= epoch else until
+                heard_at = max(heard_at, at)
+        return heard_at
 
     def promised_at(self, volume: VolumeId) -> float:
         """Return when the primary that the local copy of `volume` follows was last given a promise.
 
         Not before that, whichever process of its node it was given to.
         """
-        _, node = self._follows.get(volume, (Epoch(0), None))
-        peer = None if node is None else self._incoming.get(node)
-        return NEVER if peer is None else max(peer.before, self.heard_at(volume))
-
-    def heard_process(self, node: NodeName, session: str, now: float) -> bool:
-        """Return whether the process `session` of `node` was heard within the lease."""
-        peer = self._incoming.get(node)
-        return (
-            peer is not None
-            and peer.session == session
-            and now - peer.heard_at <= self.timing.lease_s
-        )
+        _, primary_node = self._follows.get(volume, (Epoch(0), None))
+        before = [peer.before for (node, _), peer in self._incoming.items() if node == primary_node]
+        return max(self.heard_at(volume), *before) if before else NEVER

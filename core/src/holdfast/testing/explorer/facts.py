@@ -130,7 +130,7 @@ def _value(disk: CopyDisk, block: int) -> int:
 def _legs(member: GroupMember, peers: Peers) -> tuple[LegFacts, ...]:
     if member.primary is None:
         return ()
-    wanted = peers.targets()
+    wanted = {node for node, _ in peers.targets()}
     return tuple(
         LegFacts(
             node=leg.node,
@@ -151,7 +151,7 @@ def _legs(member: GroupMember, peers: Peers) -> tuple[LegFacts, ...]:
 
 
 def _untold(peers: Peers, node: NodeName) -> bool:
-    outgoing = peers._outgoing[node]  # noqa: SLF001
+    outgoing = peers._outgoing[node, 0]  # noqa: SLF001
     return outgoing.told_version != outgoing.version
 
 

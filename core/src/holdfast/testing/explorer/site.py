@@ -232,7 +232,7 @@ def _leg_timer(kind: str, node: NodeName, member: GroupMember, peers: Peers) -> 
         leg.progress_at = NEVER
     else:
         assert kind == "lapse"
-        peers._outgoing[node].answered_at = NEVER  # noqa: SLF001
+        peers._outgoing[node, 0].answered_at = NEVER  # noqa: SLF001
         leg.required_since = NEVER
 
 
@@ -242,10 +242,10 @@ def make_beat(node: NodeName) -> Callable[..., None]:
     def act(site: Site, _shape: Shape, out: list[Output]) -> None:
         peers = site.peers
         assert peers is not None
-        known = peers._outgoing[node]  # noqa: SLF001
+        known = peers._outgoing[node, 0]  # noqa: SLF001
         if not known.connected:
-            peers.on_connected(node)
-        for other, outgoing in peers._outgoing.items():  # noqa: SLF001
+            peers.on_connected((node, 0))
+        for (other, _), outgoing in peers._outgoing.items():  # noqa: SLF001
             outgoing.due_at = NEVER if other == node else float("inf")
         out.extend(("beat", beat) for _, beat in peers.due(NOW.mono))
 
@@ -267,7 +267,7 @@ def take_answer(node: NodeName, answer: HeartbeatAnswer) -> Callable[..., None]:
 
     def act(site: Site, shape: Shape, out: list[Output]) -> None:
         assert site.peers is not None
-        for _, epoch in site.peers.on_answer(node, answer):
+        for _, epoch in site.peers.on_answer((node, 0), answer):
             _step(site, shape, ev.Fenced(epoch), out)
 
     return act

@@ -450,11 +450,11 @@ class Process:
         """Send what is due, open what is missing, set the timer."""
         peers = self.peers
         peers.changed = False
-        for node in peers.targets():
+        for node, _ in peers.targets():
             if node not in self._peer_ends:
                 self._open_peer(node)
         mono = self.clock.mono(self.world.now)
-        for node, beat in peers.due(mono):
+        for (node, _), beat in peers.due(mono):
             end = self._peer_ends.get(node)
             if end is not None:
                 self.world.network.send(end, (beat,))
@@ -482,11 +482,11 @@ class Process:
         self.world.network.connect(end, node, hello, partial(self._peer_open, node))
 
     def _peer_open(self, node: NodeName, _end: End) -> None:
-        self.peers.on_connected(node)
+        self.peers.on_connected((node, 0))
         self.tend_peers()
 
     def _peer_lost(self, node: NodeName, end: End, _gone: bool, _sentence: str) -> None:
-        self.peers.on_disconnected(node)
+        self.peers.on_disconnected((node, 0))
         self.world.after(PEER_RETRY_S, self.run, self._retry_peer, node, end)
 
     def _retry_peer(self, node: NodeName, end: End) -> None:
@@ -497,7 +497,7 @@ class Process:
     def _on_answers(self, node: NodeName, _end: End, messages: Sequence[Message]) -> None:
         for message in messages:
             if isinstance(message, HeartbeatAnswer):
-                for volume, epoch in self.peers.on_answer(node, message):
+                for volume, epoch in self.peers.on_answer((node, 0), message):
                     pump = self.pumps.get(volume)
                     if pump is not None:
                         pump.feed(ev.Fenced(epoch))
