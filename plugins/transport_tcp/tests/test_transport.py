@@ -19,9 +19,10 @@ from holdfast.errors import (
     UnavailableError,
     UsageError,
 )
-from holdfast.interfaces.transport import Link, Listener
+from holdfast.interfaces.passing import Passed
+from holdfast.interfaces.transport import Link, Listener, PassingLink, PassingTransport
 from holdfast.testing.checks._transport_bench import HELLO, Recorder, write
-from holdfast.units import MIB
+from holdfast.units import MIB, Epoch, Sequence
 from holdfast_transport_tcp import TcpOptions, TcpTransport, TcpTransportDriver
 from holdfast_transport_tcp.layout import HELLO_BYTES_MAX, PREFACE_BYTES_MAX, FrameType
 from holdfast_transport_tcp.preface import Preface, Welcome
@@ -380,3 +381,37 @@ def test_every_option_is_explained() -> None:
 def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         TcpOptions(**options)
+
+
+@pytest.mark.parametrize("compression", ["lz4", "none"])
+async def test_a_link_goes_on_in_another_process_with_all_that_has_arrived(
+    compression: str,
+) -> None:
+    passed: list[Passed] = []
+
+    def pass_on(link: Link, _hello: m.Hello) -> None:
+        assert isinstance(link, PassingLink)
+        passed.append(link.pass_on())
+
+    async with (
+        node(compression=compression) as b,
+        client(compression=compression) as worker,
+        client(compression=compression) as a,
+    ):
+        listener = await b.transport.listen(pass_on)
+        theirs = Recorder(PATIENCE_S)
+        link = await a.connect(listener.address, HELLO, theirs)
+        # In one piece with the first message, or a part of it, as the network likes.
+        link.send([write(1, b"holdfast" * 4096), m.Ack(Epoch(1), Sequence(1), Sequence(0))])
+        await b.until(lambda: bool(passed))
+        assert isinstance(worker, PassingTransport)
+        await worker.adopt(passed[0], b.accept)
+        await b.until(lambda: bool(b.recorders) and len(b.recorders[0].messages) == 2)
+        assert b.recorders[0].hello == HELLO
+        assert b.recorders[0].ops[0].data == b"holdfast" * 4096
+        assert b.links[0].peer.startswith("a@")
+        b.links[0].send([m.Ack(Epoch(2), Sequence(2), Sequence(0))])
+        await b.until(lambda: len(theirs.messages) == 1)
+        await b.until(lambda: b.transport.metrics()["connections_open"] == 0)
+        assert worker.metrics()["connections_open"] == 1
+        assert not theirs.errors

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from holdfast.interfaces.passing import Passed
 from holdfast.messages import Reply, Request
 from holdfast.model import Access, VolumeSpec
+from holdfast.units import VolumeId
 
 
 class SessionHandler(Protocol):
@@ -128,6 +130,35 @@ class Frontend(Protocol):
     async def aclose(self) -> None:
         """Stop listening, close every connection and session."""
         ...
+
+
+PassTo = Callable[[VolumeId, Callable[[], Passed]], bool]
+"""Finds the process of the node that keeps a volume. If that is another one, calls the function to
+have the client's connection and passes it there; returns whether it did."""
+
+
+@runtime_checkable
+class PassingFrontend(Frontend, Protocol):
+    """A frontend whose clients another process of the node can go on with."""
+
+    pass_to: PassTo | None
+    """Set by the node; asked when a client has chosen its volume."""
+
+    async def adopt(self, passed: Passed) -> None:
+        """Go on with a client that another process of this node has accepted.
+
+        Raises:
+            OSError: The client is gone already.
+        """
+        ...
+
+
+@runtime_checkable
+class PassingFrontendDriver(Protocol):
+    """The driver of such a frontend."""
+
+    open_adopting: Callable[[Any, VolumeProvider], PassingFrontend]
+    """Returns a frontend that listens to nothing and serves what is given to `adopt`."""
 
 
 class FrontendDriver(Protocol):

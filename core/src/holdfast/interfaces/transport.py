@@ -8,11 +8,12 @@ takes a batch and returns, and one wake-up of the receiver delivers every messag
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
 from holdfast.errors import HoldfastError
+from holdfast.interfaces.passing import Passed
 from holdfast.messages import Hello, Message
 
 
@@ -147,6 +148,32 @@ class Transport(Protocol):
 
     async def aclose(self) -> None:
         """Abort every link and stop every listener."""
+        ...
+
+
+@runtime_checkable
+class PassingLink(Link, Protocol):
+    """A link that another process of the node can go on with."""
+
+    def pass_on(self) -> Passed:
+        """Let go of the connection, for `PassingTransport.adopt` of another process.
+
+        Only from within `Accept`, which then returns None. What the peer has sent, its first message
+        included, goes along, so that the other process accepts the link as if it had come there.
+        """
+        ...
+
+
+@runtime_checkable
+class PassingTransport(Transport, Protocol):
+    """A transport whose accepted links are `PassingLink`s."""
+
+    async def adopt(self, passed: Passed, accept: Accept) -> None:
+        """Go on with a connection that another process of this node has accepted.
+
+        Raises:
+            OSError: The connection is gone already.
+        """
         ...
 
 

@@ -18,22 +18,20 @@ from holdfast.errors import (
     RemoteProtocolError,
     UnavailableError,
 )
-from holdfast.interfaces.transport import Accept, LinkHandler
-from holdfast.messages import Attach, Hello, Message, PeerHello, SessionOpen
+from holdfast.interfaces.transport import LinkHandler
+from holdfast.messages import Hello, Message
 from holdfast.sockets import Counters
 from holdfast_transport_tcp import preface
 from holdfast_transport_tcp.compression import Codec, Squeezer
 from holdfast_transport_tcp.decoder import Decoder, OtherVersionError
 from holdfast_transport_tcp.encoder import Encoder, Press
-from holdfast_transport_tcp.layout import HELLO_BYTES_MAX, PREFACE_BYTES_MAX
+from holdfast_transport_tcp.layout import PREFACE_BYTES_MAX
 from holdfast_transport_tcp.options import TcpOptions
 from holdfast_transport_tcp.preface import Preface, Welcome
 from holdfast_transport_tcp.slab import Inbox, Shelf
 
 # The standard library's, so that a program that uses volumes hears as much as it asks for.
 log = logging.getLogger("holdfast.transport.tcp")
-
-HELLOS = (Attach, SessionOpen, PeerHello)
 
 
 class Room(Protocol):
@@ -56,28 +54,6 @@ class Room(Protocol):
 
     def left(self, link: TcpLink) -> None:
         """Take note that a connection is gone."""
-        ...
-
-
-class Door(Protocol):
-    """What an accepted link needs of the listener that it came through."""
-
-    accept: Accept
-
-    def admit(self, link: AcceptedLink) -> str:
-        """Return why a connection that has just arrived cannot stay, or an empty string."""
-        ...
-
-    def admit_node(self, link: AcceptedLink, node: str) -> str:
-        """Return why a connection of `node` cannot stay, or an empty string."""
-        ...
-
-    def settled(self, link: AcceptedLink) -> None:
-        """Take note that the handshake of an accepted connection is over."""
-        ...
-
-    def left(self, link: AcceptedLink) -> None:
-        """Take note that the connection is gone."""
         ...
 
 
@@ -351,83 +327,3 @@ class ConnectingLink(TcpLink):
         super()._stop()
         if not self._welcomed.done():
             self._welcomed.cancel()
-
-
-class AcceptedLink(TcpLink):
-    """The end that was connected to."""
-
-    def __init__(self, room: Room, door: Door) -> None:
-        super().__init__(room, limits=(PREFACE_BYTES_MAX, HELLO_BYTES_MAX))
-        self._door = door
-        self.peer_node = ""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Wait for the peer to present itself, if there is room for it."""
-        super().connection_made(transport)
-        refusal = self._door.admit(self)
-        if refusal:
-            self._turned_away(refusal)
-            return
-        self._deliver = self._take_preface
-        self._expect_within(self._room.options.connect_timeout_s)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Make room for another one."""
-        self._door.left(self)
-        super().connection_lost(exc)
-
-    def _take_preface(self, messages: list[Any]) -> None:
-        room = self._room
-        hello = messages[0]
-        if not isinstance(hello, Preface) or len(messages) > 1:
-            self._violated(RemoteProtocolError("The peer did not begin with a handshake."))
-            return
-        self.peer = f"{hello.node}@{self.peer}"
-        welcome = preface.answer(
-            hello, cluster=room.cluster, node=room.node, choice=room.options.compression
-        )
-        if welcome.refused:
-            self._refuse(welcome)
-            return
-        refusal = self._door.admit_node(self, hello.node)
-        if refusal:
-            self._turned_away(refusal)
-            return
-        self.peer_node = hello.node
-        self._send_own(welcome)
-        self._use(welcome.compression)
-        self._deliver = self._take_hello
-
-    def _take_hello(self, messages: list[Any]) -> None:
-        hello, *rest = messages
-        if not isinstance(hello, HELLOS):
-            self._violated(RemoteProtocolError(f"A link cannot open with {type(hello).__name__}."))
-            return
-        self._cancel_timer()
-        self._door.settled(self)
-        handler = self._door.accept(self, hello)
-        if handler is None:
-            self.close("refused")
-        elif self._open:
-            self._serve(handler)
-            if rest:
-                self._deliver(rest)
-
-    def _violated(self, error: HoldfastError) -> None:
-        """Tell a peer of another version why before closing."""
-        if isinstance(error, OtherVersionError) and self._deliver == self._take_preface:
-            self._refuse(preface.other_version(self._room.node, self._room.cluster, error.version))
-        else:
-            super()._violated(error)
-
-    def _turned_away(self, why: str) -> None:
-        welcome = Welcome(self._room.cluster, self._room.node, "", (), "too-many", why)
-        self._refuse(welcome)
-
-    def _refuse(self, welcome: Welcome) -> None:
-        self._room.counters.connections_refused += 1
-        log.warning(
-            "A connection of %s is refused (%s): %s", self.peer, welcome.refused, welcome.sentence
-        )
-        self._send_own(welcome)
-        self.close(welcome.refused)

@@ -18,12 +18,14 @@ import anyio
 
 from holdfast.errors import UnavailableError, UsageError
 from holdfast.heap import keep_warm
+from holdfast.interfaces.passing import Passed
 from holdfast.interfaces.transport import Accept, LinkHandler
 from holdfast.messages import Hello
 from holdfast.sockets import Counters
+from holdfast_transport_tcp.accepted import AcceptedLink, AdoptedLink
 from holdfast_transport_tcp.compression import Codec, codec_named
 from holdfast_transport_tcp.encoder import Press
-from holdfast_transport_tcp.link import AcceptedLink, ConnectingLink, TcpLink
+from holdfast_transport_tcp.link import ConnectingLink, TcpLink
 from holdfast_transport_tcp.options import TcpOptions
 from holdfast_transport_tcp.slab import Shelf
 
@@ -112,6 +114,8 @@ class TcpTransport:
         self._collecting: asyncio.TimerHandle | None = None
         self._links: set[TcpLink] = set()
         self._listeners: list[TcpListener] = []
+        self._adopting: TcpListener | None = None
+        """Counts what other processes have accepted for this one; it listens to nothing."""
         self._codecs: dict[str, Codec | None] = {}
 
     async def listen(self, accept: Accept) -> TcpListener:
@@ -183,6 +187,19 @@ class TcpTransport:
                 raise UnavailableError(f"{address} cannot be reached: {error}.") from error
             raise
         return link
+
+    async def adopt(self, passed: Passed, accept: Accept) -> None:
+        """Go on with a connection that another process of this node has accepted."""
+        door = self._adopting = self._adopting or TcpListener(self, accept)
+        adopted = socket.socket(fileno=passed.fd)
+        try:
+            adopted.setblocking(False)
+            await asyncio.get_running_loop().create_connection(
+                lambda: AdoptedLink(self, door, passed.state), sock=adopted
+            )
+        except BaseException:
+            adopted.close()
+            raise
 
     def codec(self, name: str) -> Codec | None:
         """Return the codec of a negotiated name; Zstandard's contexts take a MiB, so links share."""

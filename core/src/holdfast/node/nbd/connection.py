@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Sequence
 from typing import Protocol, cast
 
 import attrs
 
 from holdfast.errors import RemoteProtocolError
+from holdfast.interfaces.passing import Passed
 from holdfast.messages import Reply
 from holdfast.node.nbd.export import Export
 from holdfast.node.nbd.handshake import ExportInfo, Handshake, Phase, Question
@@ -66,6 +68,8 @@ class Connection(asyncio.BufferedProtocol):
     machine: Transmission | None = None
     export: Export | None = None
     is_open: bool = False
+    is_passed_on: bool = False
+    """Another process of this node goes on with it."""
     _slab: Slab = attrs.field(factory=Slab, repr=False)
     _transport: asyncio.Transport = attrs.field(init=False, repr=False)
     _timer: asyncio.TimerHandle | None = None
@@ -89,7 +93,12 @@ class Connection(asyncio.BufferedProtocol):
             self.hang_up("Too many clients are connected; raise frontend.nbd.connections_max.")
             return
         self._arm()
-        self._transport.write(self.handshake.data_to_send())
+        question = self.handshake.question
+        if question is None:
+            self._transport.write(self.handshake.data_to_send())
+        else:  # Adopted: another process has led the handshake up to here.
+            self._steer_reading()
+            self.owner.on_question(self, question)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the client; answers that are still to come go nowhere."""
@@ -169,6 +178,15 @@ class Connection(asyncio.BufferedProtocol):
             slab.space(len(rest))[: len(rest)] = rest
             slab.end += len(rest)
         self._process()
+
+    def pass_on(self) -> Passed:
+        """Let go of the connection while it asks for an export, for `adopt` in another process."""
+        own = self._transport.get_extra_info("socket")
+        passed = Passed(os.dup(own.fileno()), self.handshake.state())
+        self.is_passed_on = True
+        # Closes our descriptor; the connection lives on by the other.
+        self._transport.abort()
+        return passed
 
     def _arm(self) -> None:
         loop = asyncio.get_running_loop()

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import attrs
 
@@ -122,6 +123,40 @@ class Handshake:
     """The option that the open question is about."""
     _question: Question | None = None
     _infos: frozenset[int] = frozenset()
+
+    @property
+    def question(self) -> Question | None:
+        """What is to be answered before the handshake goes on."""
+        return self._question
+
+    def state(self) -> dict[str, Any]:
+        """Return all of an open question's handshake, JSON-able, for `resumed`."""
+        question = self._question
+        assert isinstance(question, ExportQuestion)
+        return {
+            "structured": self.structured,
+            "context_name": self._context_name,
+            "no_zeroes": self._no_zeroes,
+            "received": self._received.hex(),
+            "option": self._option,
+            "infos": sorted(self._infos),
+            "name": question.name,
+        }
+
+    @classmethod
+    def resumed(cls, state: Mapping[str, Any]) -> Handshake:
+        """Return a handshake at the choice of an export, where another process has left it."""
+        return cls(
+            phase=Phase.ASKING,
+            structured=state["structured"],
+            context_name=state["context_name"],
+            no_zeroes=state["no_zeroes"],
+            received=bytearray.fromhex(state["received"]),
+            output=bytearray(),
+            option=state["option"],
+            question=ExportQuestion(state["name"], enters=True),
+            infos=frozenset(state["infos"]),
+        )
 
     @property
     def rest(self) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Coroutine, Mapping
 from typing import Any, ClassVar
 from urllib.parse import quote
@@ -20,10 +21,17 @@ from holdfast.errors import (
     NotFoundError,
     UnavailableError,
 )
-from holdfast.interfaces.frontend import VolumeProvider
+from holdfast.interfaces.frontend import PassTo, VolumeProvider
+from holdfast.interfaces.passing import Passed
 from holdfast.node.nbd.connection import Connection, Limits
 from holdfast.node.nbd.export import Export
-from holdfast.node.nbd.handshake import ExportInfo, ListQuestion, Phase, Question
+from holdfast.node.nbd.handshake import (
+    ExportInfo,
+    Handshake,
+    ListQuestion,
+    Phase,
+    Question,
+)
 from holdfast.node.nbd.protocol import Rep
 from holdfast.sockets import bracketed, split_address
 from holdfast.units import MIB, REQUEST_BYTES_MAX
@@ -82,6 +90,11 @@ class NbdFrontendDriver:
         await frontend.listen()
         return frontend
 
+    @staticmethod
+    def open_adopting(options: NbdOptions, provider: VolumeProvider) -> NbdFrontend:
+        """Return a frontend that listens to nothing and serves the clients given to `adopt`."""
+        return NbdFrontend(options, provider)
+
 
 @attrs.define(eq=False)
 class NbdFrontend:
@@ -101,15 +114,12 @@ class NbdFrontend:
     """Set when the last connection has gone after `aclose` began."""
     _totals: dict[str, float] = attrs.field(factory=dict)
     """Counters of connections that are gone."""
+    pass_to: PassTo | None = attrs.field(default=None, repr=False)
 
     async def listen(self) -> None:
         """Begin to listen; raises `UnavailableError` naming the address when it cannot be had."""
         host, port = split_address(self.options.listen)
-        limits = Limits(
-            handshake_timeout_s=self.options.handshake_timeout_s,
-            inflight_bytes_max=self.options.inflight_bytes_max,
-            inflight_requests_max=self.options.inflight_requests_max,
-        )
+        limits = self._limits()
         loop = asyncio.get_running_loop()
         try:
             self._server = await loop.create_server(lambda: Connection(self, limits), host, port)
@@ -120,6 +130,26 @@ class NbdFrontend:
             ) from error
         bound = self._server.sockets[0].getsockname()
         self.address = f"{bracketed(bound[0])}:{bound[1]}"
+
+    def _limits(self) -> Limits:
+        return Limits(
+            handshake_timeout_s=self.options.handshake_timeout_s,
+            inflight_bytes_max=self.options.inflight_bytes_max,
+            inflight_requests_max=self.options.inflight_requests_max,
+        )
+
+    async def adopt(self, passed: Passed) -> None:
+        """Go on with a client that another process of this node has accepted."""
+        adopted = socket.socket(fileno=passed.fd)
+        try:
+            adopted.setblocking(False)
+            handshake = Handshake.resumed(passed.state)
+            await asyncio.get_running_loop().create_connection(
+                lambda: Connection(self, self._limits(), handshake=handshake), sock=adopted
+            )
+        except BaseException:
+            adopted.close()
+            raise
 
     def uri(self, volume: str, host: str) -> str:
         """Return the URI at which clients on other machines find the volume."""
@@ -171,7 +201,8 @@ class NbdFrontend:
     def on_disconnected(self, connection: Connection) -> None:
         """Count what the connection did; give its session up when it was the last one."""
         self._connections.discard(connection)
-        _count(self._totals, connection)
+        if not connection.is_passed_on:
+            _count(self._totals, connection)
         if self._is_closing and not self._connections:
             self._emptied.set()
         export = connection.export
@@ -237,6 +268,10 @@ class NbdFrontend:
     async def _enter(self, connection: Connection, asked: str) -> None:
         """Begin transmission on the shared session, which is opened when there is none."""
         info = await self._describe(asked)
+        if self.pass_to is not None:
+            spec = await self.provider.describe(info.name)
+            if connection.is_open and self.pass_to(spec.id, connection.pass_on):
+                return
         async with self._locks.setdefault(info.name, asyncio.Lock()):
             export = self._exports.get(info.name)
             if export is None:
