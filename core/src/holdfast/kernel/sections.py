@@ -13,6 +13,9 @@ import attrs
 
 from holdfast.units import REPLICAS_MAX
 
+WORKERS_MAX = 64
+"""More than one for each core gains nothing."""
+
 
 @attrs.frozen
 class ClusterOptions:
@@ -39,6 +42,9 @@ class NodeOptions:
     """Whether the node starts by taking no new copies; those that it has stay."""
     compute_only: bool = False
     """Whether the node only consumes volumes and keeps no copy at all."""
+    workers: int = attrs.field(default=1, metadata={"min": 1, "max": WORKERS_MAX})
+    """How many data processes the node has, its volumes spread over them; up to one for each core
+    that it may use. With 1 the daemon itself is the only process, which takes the least memory."""
 
     def __attrs_post_init__(self) -> None:
         """Refuse what contradicts itself."""

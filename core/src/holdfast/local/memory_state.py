@@ -208,6 +208,8 @@ class MemoryStateDriver:
 
     API_VERSION: ClassVar[int] = API_VERSION
     name: ClassVar[str] = "memory"
+    IS_IN_PROCESS: ClassVar[bool] = True
+    """Another process of the same node would not see it."""
     Options: ClassVar[type[MemoryStateOptions]] = MemoryStateOptions
     CONFORMANCE: ClassVar[Mapping[str, Any]] = {
         "capabilities": {"durable": False},

@@ -46,6 +46,7 @@ class Consumer:
         on_spec: Callable[[VolumeSpec], None] = lambda _: None,
         on_nodes: Callable[[], None] = lambda: None,
         local_pump: Callable[[VolumeId], Pump | None] = lambda _: None,
+        keeps: Callable[[VolumeId], bool] = lambda _: True,
     ) -> None:
         """Prepare; the owner primes `directory` and runs it.
 
@@ -61,6 +62,7 @@ class Consumer:
             on_spec: Told every change of a specification.
             on_nodes: Told when the nodes whose leases live are others.
             local_pump: Finds the copy of a volume in this very process.
+            keeps: Whether copies of a volume on this node are kept by this process.
         """
         self.name = name
         self.cluster = cluster
@@ -70,6 +72,7 @@ class Consumer:
         self._spawn = spawn
         self._observe = on_group
         self._local_pump = local_pump
+        self._keeps = keeps
         self._sessions: dict[VolumeId, set[NodeSession]] = {}
 
     # -- VolumeProvider ---------------------------------------------------------------------------
@@ -149,6 +152,10 @@ class Consumer:
     def local_pump(self, volume: VolumeId) -> Pump | None:
         """Return the pump of the local copy, if there is one."""
         return self._local_pump(volume)
+
+    def is_here(self, node: NodeName, volume: VolumeId) -> bool:
+        """Whether this very process keeps the copy that `node` has of a volume."""
+        return node == self.name and self._keeps(volume)
 
     def group(self, volume: VolumeId) -> GroupRecord | None:
         """Return the group record last seen."""

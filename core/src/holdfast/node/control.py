@@ -249,9 +249,11 @@ class _Routes:
     async def _config(self, _request: Request) -> Response:
         return JSONResponse({"config": list(await self._service.config())})
 
-    async def _metrics(self, _request: Request) -> Response:
-        text = prometheus_text(await self._service.metrics())
-        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+    async def _metrics(self, request: Request) -> Response:
+        samples = await self._service.metrics()
+        if _flag(request, "own"):  # Asked by the process beside it.
+            return JSONResponse({"samples": [attrs.astuple(sample) for sample in samples]})
+        return PlainTextResponse(prometheus_text(samples), media_type="text/plain; version=0.0.4")
 
 
 def prometheus_text(samples: Iterable[Sample]) -> str:

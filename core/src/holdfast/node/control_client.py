@@ -45,15 +45,19 @@ class _UnixConnection(http.client.HTTPConnection):
 class ControlClient:
     """The control API of the node whose socket is `path`; one connection a request."""
 
-    def __init__(self, path: Path, *, node: str = "", hint: str = "") -> None:
+    def __init__(
+        self, path: Path, *, node: str = "", hint: str = "", timeout_s: float = TIMEOUT_S
+    ) -> None:
         """Remember where to ask; connects to nothing yet.
 
         Args:
             path: The control socket.
             node: The node's name, for messages.
             hint: What to do when it does not answer.
+            timeout_s: How long to wait for an answer where the call does not say.
         """
         self.path = path
+        self._timeout_s = timeout_s
         self.node_name = node
         self._who = f"Node {node}" if node else f"The node at {path}"
         self._hint = hint or (f"Start it with `holdfast node start {node}`." if node else "")
@@ -96,6 +100,11 @@ class ControlClient:
         """Return the node's metrics as Prometheus text."""
         with self._open("GET", "/metrics", None, TIMEOUT_S) as response:
             return response.read().decode()
+
+    def samples(self) -> Sequence[tuple[str, float, Mapping[str, str]]]:
+        """Return the metrics as name, value and labels."""
+        found = self.request("GET", "/metrics?own=1")["samples"]
+        return cast("Sequence[tuple[str, float, Mapping[str, str]]]", found)
 
     # --- volumes -------------------------------------------------------------------------------
 
@@ -171,15 +180,16 @@ class ControlClient:
         path: str,
         body: Mapping[str, Any] | None = None,
         *,
-        timeout_s: float = TIMEOUT_S,
+        timeout_s: float | None = None,
     ) -> Json:
         """Return the JSON object that the node answers.
 
         Raises:
-            UnavailableError: Nobody answered within `timeout_s`.
+            UnavailableError: Nobody answered within `timeout_s`, or the client's own limit.
             HoldfastError: What the node raised, as its own class.
         """
-        with self._open(method, path, body, timeout_s) as response:
+        limit_s = self._timeout_s if timeout_s is None else timeout_s
+        with self._open(method, path, body, limit_s) as response:
             return _parse(response.read())
 
     def stream(self, method: str, path: str) -> Iterator[Json]:

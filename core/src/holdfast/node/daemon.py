@@ -11,19 +11,13 @@ import asyncio
 import contextlib
 import gc
 import logging
-import os
-import signal
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
-
-import uvloop
 
 from holdfast import __version__
 from holdfast.errors import (
-    ConfigError,
     HoldfastError,
     StateConflictError,
     StateError,
@@ -32,12 +26,11 @@ from holdfast.errors import (
 from holdfast.interfaces.frontend import Frontend
 from holdfast.interfaces.state import NodeSession as StateSession
 from holdfast.interfaces.state import StateStore
-from holdfast.interfaces.transport import Link, LinkHandler
+from holdfast.interfaces.transport import Accept, Link, LinkHandler
 from holdfast.kernel.config import Config
 from holdfast.kernel.hooks import load_hooks
 from holdfast.kernel.sections import SyncOptions, TimingOptions
 from holdfast.local.host import Space
-from holdfast.local.logging import Form, Level, set_up
 from holdfast.messages import Attach, Hello, PeerHello, SessionOpen
 from holdfast.model import GroupRecord, NodeRecord, VolumeSpec
 from holdfast.node import eventlog
@@ -73,12 +66,28 @@ _log = logging.getLogger("holdfast.node")
 class Node:
     """One running node."""
 
-    def __init__(self, config: Config, store: StateStore, transports: Transports) -> None:
-        """Wire the rooms together; `run` brings them to life."""
+    def __init__(
+        self,
+        config: Config,
+        store: StateStore,
+        transports: Transports,
+        *,
+        process: str = "",
+        worker: int = 0,
+    ) -> None:
+        """Wire the rooms together; `run` brings them to life.
+
+        Args:
+            config: What is in force.
+            store: The state store, open.
+            transports: The transports, open.
+            process: Names this process; empty: a new name.
+            worker: Which of the node's workers this is; 0 where the node is one process.
+        """
         self.config = config
         self.name = NodeName(config.node.name)
         self.cluster = config.cluster.name
-        self.process = uuid.uuid4().hex
+        self.process = process or uuid.uuid4().hex
         self.store = store
         self.transports = transports
         self.ready = False
@@ -92,7 +101,7 @@ class Node:
         self.relabelled: dict[str, str | None] = {}
         self.tasks = Tasks(self._on_failure)
         self.failure: BaseException | None = None
-        self.peers = Peers(self.name, _timing(config.timing))
+        self.peers = Peers(self.name, _timing(config.timing), self._worker_of)
         self.consumer = Consumer(
             name=self.name,
             cluster=self.cluster,
@@ -105,6 +114,7 @@ class Node:
             on_spec=self._on_spec,
             on_nodes=self._on_nodes,
             local_pump=self._local_pump,
+            keeps=self.keeps,
         )
         self.directory = self.consumer.directory
         self.observing = Observing(self.name, load_hooks(), self.directory)
@@ -117,8 +127,20 @@ class Node:
             config.transport.name,
             self.observing,
         )
-        data = [Path(path) for path in config.node.data]
-        self.hosting = Hosting(
+        self.hosting = self._make_hosting()
+        self.heartbeats = Heartbeats(
+            self.peers,
+            PeerHello(self.cluster, self.name, self.process, worker),
+            self.consumer.dial,
+            self.tasks.spawn,
+            self._on_answer,
+        )
+        self._state_session: StateSession | None = None
+        self._told_store_error = ""
+
+    def _make_hosting(self) -> Hosting:
+        data = [Path(path) for path in self.config.node.data]
+        return Hosting(
             name=self.name,
             cluster=self.cluster,
             process=self.process,
@@ -131,17 +153,9 @@ class Node:
             heard=self._kick,
             events=EventLog((data[0] if data else Path.cwd()) / eventlog.DIRECTORY, self.name),
             observing=self.observing,
-            pace_limits=_pace_limits(config.sync),
+            pace_limits=_pace_limits(self.config.sync),
+            keeps=self.keeps,
         )
-        self.heartbeats = Heartbeats(
-            self.peers,
-            PeerHello(self.cluster, self.name, self.process),
-            self.consumer.dial,
-            self.tasks.spawn,
-            self._on_answer,
-        )
-        self._state_session: StateSession | None = None
-        self._told_store_error = ""
 
     def _on_failure(self, error: BaseException) -> None:
         """An unexpected exception stops the node rather than going unseen."""
@@ -149,7 +163,18 @@ class Node:
         self.failure = error
         self.stopping.set()
 
+    def keeps(self, _volume: VolumeId) -> bool:
+        """Whether this process keeps the node's copy of a volume, if the node has one."""
+        return True
+
+    def _worker_of(self, node: NodeName, volume: VolumeId) -> int:
+        known = self.directory.nodes.get(node)
+        return 0 if known is None else known.worker_of(volume)
+
     # -- links -------------------------------------------------------------------------------------
+
+    def _accept_for(self, _transport: str) -> Accept:
+        return self._accept
 
     def _accept(self, link: Link, hello: Hello) -> LinkHandler | None:
         if isinstance(hello, Attach):
@@ -195,6 +220,12 @@ class Node:
     def _on_nodes(self) -> None:
         self.hosting.on_nodes()
         self.observing.nodes_changed()
+        self._reseat()
+
+    def _reseat(self) -> None:
+        self.peers.reseat()
+        if self.peers.changed:
+            self._kick()
 
     def _on_store_error(self, sentence: str) -> None:
         if sentence != self._told_store_error:
@@ -206,7 +237,7 @@ class Node:
     async def run(self) -> int:
         """Run until stopped; return the exit code."""
         async with contextlib.AsyncExitStack() as stack:
-            address = await self.transports.listen(self._accept, stack)
+            address = await self.transports.listen(self._accept_for, stack)
             self._state_session = await self.store.open_session(self.name, SESSION_TTL_S)
             await self._recall()
             await self._publish(address, session=self.process)
@@ -215,23 +246,11 @@ class Node:
             self.tasks.spawn(self.directory.run())
             self.tasks.spawn(self._republish())
             self.tasks.spawn(self.observing.run(self.hosting.pumps))
-            await self.hosting.open_all()
-            if self.hosting.data:
-                kept_in = self.hosting.data[0] / "scrubs.json"
-                scrubbing = Scrubbing(self.hosting.pumps, self.config.scrub, kept_in)
-                self.tasks.spawn(scrubbing.refresh())
-                self.tasks.spawn(scrubbing.scrub())
-            for name, chosen in self.config.frontends.items():
-                self.frontends[name] = await chosen.driver.open(chosen.options, self.consumer)
-                stack.push_async_callback(self.frontends[name].aclose)
+            await self._open_copies(stack)
+            await self._open_frontends(stack)
             await self._publish(address, session=self.process)
-            service: NodeService = Service(self)
-            if self.config.replicators:
-                replicators = await open_replicators(self)
-                stack.push_async_callback(replicators.aclose)
-                service = ReplicatorService(self, replicators)
-            async with serve_control(service, self._control_path()):
-                _settle_heap()
+            async with serve_control(await self._service(stack), self.control_path()):
+                settle_heap()
                 self.ready = True
                 _log.info("Node %s is ready at %s.", self.name, address)
                 await self.stopping.wait()
@@ -239,19 +258,48 @@ class Node:
                 await self._stop(address)
         return 0 if self.failure is None else 70
 
-    async def _stop(self, address: str) -> None:
-        _log.info("Node %s is stopping.", self.name)
+    async def _open_copies(self, _stack: contextlib.AsyncExitStack) -> None:
+        """Open what is on disk, and begin to look after it."""
+        await self.hosting.open_all()
+        if self.hosting.data:
+            kept_in = self.hosting.data[0] / self._scrubs_file()
+            scrubbing = Scrubbing(self.hosting.pumps, self.config.scrub, kept_in)
+            self.tasks.spawn(scrubbing.refresh())
+            self.tasks.spawn(scrubbing.scrub())
+
+    def _scrubs_file(self) -> str:
+        return "scrubs.json"
+
+    async def _open_frontends(self, stack: contextlib.AsyncExitStack) -> None:
+        for name, chosen in self.config.frontends.items():
+            self.frontends[name] = await chosen.driver.open(chosen.options, self.consumer)
+            stack.push_async_callback(self.frontends[name].aclose)
+
+    async def _service(self, stack: contextlib.AsyncExitStack) -> NodeService:
+        if not self.config.replicators:
+            return Service(self)
+        replicators = await open_replicators(self)
+        stack.push_async_callback(replicators.aclose)
+        return ReplicatorService(self, replicators)
+
+    async def _end_copies(self) -> None:
+        """Hand primaries over and close the copies; then frontends and heartbeats."""
         await self.hosting.stop(handover=self.handover, patience_s=STOP_PATIENCE_S)
         for frontend in self.frontends.values():
             await frontend.aclose()
         self.heartbeats.close()
+
+    async def _stop(self, address: str) -> None:
+        _log.info("Node %s is stopping.", self.name)
+        await self._end_copies()
         with contextlib.suppress(HoldfastError):
             await self._publish(address, session="")
             if self._state_session is not None:
                 await self._state_session.end()
         await self.tasks.aclose()
 
-    def _control_path(self) -> Path:
+    def control_path(self) -> Path:
+        """Return where the control API is served."""
         if self.config.control.socket:
             return Path(self.config.control.socket)
         return Path(self.config.node.data[0]) / "control.sock"
@@ -285,6 +333,13 @@ class Node:
     def _space(self) -> Space:
         return self.hosting.space() if self.hosting.data else Space(0, 0)
 
+    def _workers(self) -> tuple[str, ...]:
+        """Return the names of the processes that keep the copies, if they are others."""
+        return ()
+
+    def _promised_bytes(self) -> int:
+        return sum(pump.member.ctx.spec.size_bytes for pump in self.hosting.pumps.values())
+
     async def _publish(self, address: str, *, session: str) -> None:
         """Write this node's record; `session` empty says that it has stopped."""
         space = await asyncio.to_thread(self._space)
@@ -294,12 +349,11 @@ class Node:
             address=self.config.node.advertise or address,
             session=self._state_session.id if session else "",
             process=self.process,
-            control=str(self._control_path()),
+            workers=self._workers(),
+            control=str(self.control_path()),
             capacity_bytes=space.total_bytes,
             free_bytes=space.free_bytes,
-            promised_bytes=sum(
-                pump.member.ctx.spec.size_bytes for pump in self.hosting.pumps.values()
-            ),
+            promised_bytes=self._promised_bytes(),
             copies=len(self.hosting.pumps),
             cordoned=self.cordoned,
             draining=self.draining,
@@ -353,51 +407,7 @@ class Node:
         self.stopping.set()
 
 
-async def _run(config: Config) -> int:
-    store: StateStore = await config.state.driver.open(config.state.options)
-    try:
-        async with contextlib.AsyncExitStack() as stack:
-            transports = await Transports.open(config, stack)
-            node = Node(config, store, transports)
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, node.request_stop)
-            return await node.run()
-    finally:
-        await store.aclose()
-
-
-def _prepare(path: Path) -> None:
-    """Make a data directory if need be; raises `ConfigError` when it cannot be used."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = error.strerror
-    else:
-        if os.access(path, os.W_OK | os.X_OK):
-            return
-        reason = "permission denied"
-    raise ConfigError(
-        f"The data directory {path} cannot be used: {reason}.",
-        hint="Create it, make it writable, or name another under [node] data.",
-    )
-
-
-def run_node(config: Config) -> int:
-    """Run a node until SIGTERM or SIGINT; return its exit code.
-
-    Raises:
-        HoldfastError: It cannot start: a port in use, a data directory that cannot be used, a state
-            store that cannot be opened.
-    """
-    set_up(form=cast("Form", config.log.format), level=cast("Level", config.log.level))
-    for path in config.node.data:
-        _prepare(Path(path))
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run(config))
-
-
-def _settle_heap() -> None:
+def settle_heap() -> None:
     """Spare the garbage collector what lives as long as the process: modules, classes, open copies.
 
     A full collection otherwise walks all of it, some 20 ms in which no request is answered.

@@ -68,6 +68,7 @@ class Hosting:
         events: EventLog,
         observing: Observing,
         pace_limits: PaceLimits,
+        keeps: Callable[[VolumeId], bool],
     ) -> None:
         """Prepare; `open_all` opens what is on disk."""
         self.name = name
@@ -87,6 +88,7 @@ class Hosting:
         # Apart, so that a disk that stalls holds no thread that the copies on another need.
         self._threads = {root: ThreadPoolExecutor(16, "holdfast-disk") for root in self.data}
         self._policy_of = policy_of
+        self._keeps = keeps
         self._dial = dial
         self._spawn = spawn
         self._heard = heard
@@ -157,7 +159,7 @@ class Hosting:
                 pump.saw_record(record, version)
             else:
                 self._spawn(self._check_deleted(volume))
-        elif record is not None and _is_new_here(record, self.name):
+        elif record is not None and self._keeps(volume) and _is_new_here(record, self.name):
             self._spawn(self._make_first(record))
 
     def on_spec(self, spec: VolumeSpec) -> None:
@@ -179,16 +181,26 @@ class Hosting:
             copies = root / COPIES
             copies.mkdir(parents=True, exist_ok=True)
             for path in sorted(copies.iterdir()):
-                if path.is_dir() and not path.name.startswith("."):
-                    try:
-                        await self._open_found(path)
-                    except HoldfastError as error:
-                        # One damaged copy keeps no other from being served.
-                        self.orphans[path] = str(error)
-                        _log.error("The copy in %s is not opened: %s", path, error)
+                kept = self._keeps(VolumeId(path.name))
+                if kept and path.is_dir() and not path.name.startswith("."):
+                    await self._open_listed(path)
         for volume, (record, _) in list(self.directory.groups.items()):
-            if volume not in self.pumps and _is_new_here(record, self.name):
+            new = volume not in self.pumps and _is_new_here(record, self.name)
+            if new and self._keeps(volume):
                 await self._make_first(record)
+
+    async def _open_listed(self, path: Path) -> None:
+        volume = VolumeId(path.name)
+        # A primary may have asked for the copy by now, or do so meanwhile.
+        async with self._lock(volume):
+            if volume in self.pumps:
+                return
+            try:
+                await self._open_found(path)
+            except HoldfastError as error:
+                # One damaged copy keeps no other from being served.
+                self.orphans[path] = str(error)
+                _log.error("The copy in %s is not opened: %s", path, error)
 
     async def _open_found(self, path: Path) -> None:
         superblock = await asyncio.to_thread(read_superblock, path)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from holdfast.kernel.config import load_config
-from holdfast.node.daemon import run_node
 from holdfast.node.processes import write_pid
+from holdfast.node.running import run_node
 
 
 def launch(config: Path, pid_file: Path | None) -> int:

@@ -8,12 +8,16 @@ ours only when its command line names what we started it with.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+_PR_SET_PDEATHSIG = 1
+"""Source: linux/prctl.h."""
 POLL_S = 0.02
 """How often a wait looks; a node takes some tenths of a second to start or stop."""
 
@@ -45,6 +49,13 @@ def write_pid(path: Path) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     partial.write_text(f"{os.getpid()}\n", encoding="ascii")
     partial.replace(path)
+
+
+def end_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when `parent`, which started it, ends in whatever way."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent:  # It has ended before that.
+        sys.exit(1)
 
 
 def send(pid: int, what: signal.Signals) -> None:

@@ -60,6 +60,10 @@ class SessionHost(Protocol):
         """Return the group record last seen."""
         ...
 
+    def is_here(self, node: NodeName, volume: VolumeId) -> bool:
+        """Whether this very process keeps the copy that `node` has of a volume."""
+        ...
+
     async def dial(self, node: NodeName, hello: SessionOpen, handler: LinkHandler) -> Outlet:
         """Open a link to a node."""
         ...
@@ -308,7 +312,7 @@ class NodeSession:
 
     def _dial(self, dial: consumer.Dial) -> None:
         self._attempt += 1
-        if dial.node == self._host.name:
+        if self._host.is_here(dial.node, self.spec.id):
             pump = self._host.local_pump(self.spec.id)
             if pump is None:
                 self._loop.call_soon(self.on_lost, self._attempt)

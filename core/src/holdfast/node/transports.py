@@ -6,11 +6,18 @@ of them listen, because any node may become the primary that another one's copy 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 
 from holdfast.errors import UnavailableError
-from holdfast.interfaces.transport import Accept, Link, LinkHandler, Transport
+from holdfast.interfaces.passing import Passed
+from holdfast.interfaces.transport import (
+    Accept,
+    Link,
+    LinkHandler,
+    PassingTransport,
+    Transport,
+)
 from holdfast.kernel.config import Config
 from holdfast.messages import Hello
 from holdfast.model import NodeRecord
@@ -37,14 +44,18 @@ class Transports:
             stack.push_async_callback(opened[name].aclose)
         return cls(config.transport.name, opened)
 
-    async def listen(self, accept: Accept, stack: AsyncExitStack) -> str:
+    async def listen(self, accept_for: Callable[[str], Accept], stack: AsyncExitStack) -> str:
         """Listen with all of them until `stack` closes; return the address of the node's own.
+
+        Args:
+            accept_for: Returns who takes the links of the transport of this name.
+            stack: Closes the listeners.
 
         Raises:
             UnavailableError: An address cannot be had.
         """
         for name, transport in self._by_name.items():
-            listener = await transport.listen(accept)
+            listener = await transport.listen(accept_for(name))
             stack.push_async_callback(listener.aclose)
             self._addresses[name] = listener.address
         return self._addresses[self.own_name]
@@ -85,6 +96,16 @@ class Transports:
                 "another transport with `holdfast volume set --transport`.",
             )
         return await transport.connect(address, hello, handler)
+
+    def unable_to_pass(self) -> list[str]:
+        """Return the transports whose links only the process that accepted them can serve."""
+        return [n for n, room in self._by_name.items() if not isinstance(room, PassingTransport)]
+
+    async def adopt(self, name: str, passed: Passed, accept: Accept) -> None:
+        """Go on with a link that another process of this node has accepted by a transport."""
+        transport = self._by_name[name]
+        assert isinstance(transport, PassingTransport)
+        await transport.adopt(passed, accept)
 
     def metrics(self) -> Mapping[str, Mapping[str, float]]:
         """Return each transport's counters."""

@@ -11,6 +11,7 @@ import re
 import secrets
 import time
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,6 +50,12 @@ def check_name(name: str) -> None:
             f"{name!r} cannot be a volume's name.",
             hint="Use up to 63 letters, digits, dots, dashes and underscores.",
         )
+
+
+PRIMARY_WEIGHT = 2
+"""What a primary's copy counts beside a replica's, when work is spread."""
+_DRAWS = 32
+"""Ids to choose from for a new volume where nodes have workers: all workers come up among them."""
 
 
 class Policies:
@@ -117,6 +124,7 @@ class Volumes:
         """Write a new volume's specification and first record; return it with warnings."""
         spec = self._declared(request)
         nodes = self._place(spec, request.primary_node)
+        spec = attrs.evolve(spec, id=self._spread_id(nodes))
         warnings = self._warnings(spec, nodes)
         try:
             await self._store.compare_and_set(f"name/{spec.name}", spec.id.encode(), None)
@@ -294,6 +302,24 @@ class Volumes:
             )
         return chosen
 
+    def _spread_id(self, nodes: Sequence[NodeName]) -> VolumeId:
+        """Return a new id that falls to workers of `nodes`, the primary's first, with least to do."""
+        known = [self._directory.nodes[name] for name in nodes]
+        drawn = [VolumeId(uuid.uuid4().hex) for _ in range(_DRAWS if known[0].workers else 1)]
+        load: Counter[tuple[NodeName, int]] = Counter()
+        if len(drawn) > 1:
+            for volume, (record, _) in self._directory.groups.items():
+                for node in known:
+                    member = record.on_node(node.name)
+                    if member is not None:
+                        weight = PRIMARY_WEIGHT if member.copy == record.primary else 1
+                        load[node.name, node.worker_of(volume)] += weight
+
+        def weighed(volume: VolumeId) -> list[int]:
+            return [load[node.name, node.worker_of(volume)] for node in known]
+
+        return min(drawn, key=weighed)
+
     def _warnings(self, spec: VolumeSpec, nodes: Sequence[NodeName]) -> list[str]:
         warnings = []
         have = sum(1 for n in self._directory.alive.values() if not n.compute_only)
@@ -405,6 +431,6 @@ def _with_load(
     copies: dict[NodeName, int] = {}
     for record, _ in groups.values():
         for member in record.members:
-            weight = 2 if member.copy == record.primary else 1
+            weight = PRIMARY_WEIGHT if member.copy == record.primary else 1
             copies[member.node] = copies.get(member.node, 0) + weight
     return {name: attrs.evolve(n, copies=copies.get(name, 0)) for name, n in nodes.items()}

@@ -1,0 +1,86 @@
+"""Brings up the processes of one node: alone, as the one that listens for workers, or as a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import uvloop
+
+from holdfast.errors import ConfigError
+from holdfast.interfaces.state import StateStore
+from holdfast.kernel.config import Config
+from holdfast.local.logging import Form, Level, set_up
+from holdfast.node.daemon import Node
+from holdfast.node.spreading import SpreadNode, check_spreads
+from holdfast.node.transports import Transports
+from holdfast.node.workers import lock_data
+
+Make = Callable[[Config, StateStore, Transports], Node]
+
+
+def _prepare(path: Path) -> None:
+    """Make a data directory if need be; raises `ConfigError` when it cannot be used."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror
+    else:
+        if os.access(path, os.W_OK | os.X_OK):
+            return
+        reason = "permission denied"
+    raise ConfigError(
+        f"The data directory {path} cannot be used: {reason}.",
+        hint="Create it, make it writable, or name another under [node] data.",
+    )
+
+
+def run_node(config: Config) -> int:
+    """Run a node until SIGTERM or SIGINT; return its exit code.
+
+    Raises:
+        HoldfastError: It cannot start: a port in use, a data directory that cannot be used, a state
+            store that cannot be opened.
+    """
+    set_up_logging(config)
+    for path in config.node.data:
+        _prepare(Path(path))
+    locks = lock_data(config.node.data)
+    if config.node.workers == 1:
+        return run(config, Node)
+    check_spreads(config)
+
+    def spread(config: Config, store: StateStore, transports: Transports) -> Node:
+        return SpreadNode(config, store, transports, locks=locks)
+
+    return run(config, spread)
+
+
+def set_up_logging(config: Config) -> None:
+    """Log as the configuration says."""
+    set_up(form=cast("Form", config.log.format), level=cast("Level", config.log.level))
+
+
+def run(config: Config, make: Make) -> int:
+    """Run the node that `make` returns on an event loop of its own; return its exit code."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_run(config, make))
+
+
+async def _run(config: Config, make: Make) -> int:
+    store: StateStore = await config.state.driver.open(config.state.options)
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            transports = await Transports.open(config, stack)
+            node = make(config, store, transports)
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, node.request_stop)
+            return await node.run()
+    finally:
+        await store.aclose()
