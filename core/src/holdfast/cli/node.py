@@ -75,15 +75,15 @@ def list_nodes(ctx: typer.Context) -> None:
     from holdfast.cli import render
 
     right = ["COPIES", "PRIMARIES"]
-    rows = render.table("NODE", "STATE", *right, "ADDRESS", "NBD", "LABELS", right=right)
+    rows = render.table("NODE", "STATE", *right, "ADDRESS", "NBD", right=right)
     for node in nodes:
         state = render.word("running" if node["alive"] else "stopped")
         if node["cordoned"]:
             state.append(", draining" if node.get("draining") else ", cordoned", style="yellow")
         numbers = str(node["copies"]), str(node["primaries"])
-        labels = ",".join(f"{k}={v}" for k, v in sorted(node.get("labels", {}).items()))
-        ways = node["address"], node["frontends"].get("nbd", "-")
-        rows.add_row(node["name"], state, *numbers, *ways, labels or "-")
+        rows.add_row(
+            node["name"], state, *numbers, node["address"], node["frontends"].get("nbd", "-")
+        )
     render.show(rows)
 
 
