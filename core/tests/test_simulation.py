@@ -52,6 +52,27 @@ def test_a_run_that_failed_is_kept_whole(tmp_path: Path, monkeypatch: pytest.Mon
     assert main(["--kept", str(file)]) == 0
 
 
+def test_many_seeds_are_split_over_processes_and_gone_on_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resume = ["--resume", str(tmp_path / "resume.json"), "--coverage"]
+    assert main(["--seeds", "2", "--start", "5", *resume]) == 0
+    assert main(["--seeds", "4", "--start", "5", "--jobs", "2", *resume]) == 0
+    split = capsys.readouterr().out
+    assert "2 runs were done before" in split
+    assert main(["--seeds", "4", "--start", "5", "--coverage"]) == 0
+    whole = capsys.readouterr().out
+
+    def table(said: str) -> list[str]:
+        return said[said.rindex("fault  ") :].splitlines()
+
+    assert table(split)[:-1] == table(whole)[:-1]
+    runs = "4 runs, 0 violations, "
+    assert table(split)[-1].startswith(runs)
+    events = [table(said)[-1].partition(" events")[0] for said in (split, whole)]
+    assert events[0] == events[1]
+
+
 def test_the_line_of_a_failure_replays_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PrimaryRole, "require", lambda self: setattr(self, "_required", ()))
     outcome = shrink(run_seed(1))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 from holdfast.testing.simulation import faults as flt
-from holdfast.testing.simulation.kept import keep, read_kept
+from holdfast.testing.simulation.many import Options, run_many
 from holdfast.testing.simulation.runner import Outcome, run_seed
 from holdfast.testing.simulation.shrink import shrink
 
@@ -28,7 +26,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--stop", action="store_true", help="stop at the first failure")
     parser.add_argument("--keep", type=Path, help="file to which failing runs are added, shortened")
     parser.add_argument("--kept", type=Path, help="run what a file has kept, instead of seeds")
+    parser.add_argument("--jobs", type=int, default=1, help="processes to run seeds in")
+    parser.add_argument("--resume", type=Path, help="file that remembers how far it has come")
+    parser.add_argument(
+        "--coverage", action="store_true", help="count how often each kind of fault had an effect"
+    )
     options = parser.parse_args(arguments)
+    if options.jobs < 1:
+        parser.error("--jobs: at least one process is needed")
     if options.seed is not None:
         numbers = _numbers(options.faults)
         outcome = run_seed(options.seed, until=options.until, keep=numbers)
@@ -36,38 +41,29 @@ def main(arguments: list[str] | None = None) -> int:
         if options.shrink and outcome.violation is not None:
             _tell(shrink(outcome), options.trace)
         return int(outcome.violation is not None)
-    if options.kept is not None:
-        outcomes = (kept.run() for kept in read_kept(options.kept))
-    else:
-        seeds = range(options.start, options.start + options.seeds)
-        outcomes = (run_seed(seed, until=options.until) for seed in seeds)
-    return _run_many(outcomes, options)
-
-
-def _run_many(outcomes: Iterator[Outcome], options: argparse.Namespace) -> int:
-    say = sys.stdout.write
-    began, busy = time.perf_counter(), time.process_time()
-    runs = failed = events = 0
-    for outcome in outcomes:
-        runs += 1
-        events += outcome.events
-        if outcome.violation is None:
-            continue
-        failed += 1
-        if options.shrink or options.keep:
-            outcome = shrink(outcome)  # noqa: PLW2901 (the same failure, with fewer faults)
-        say(outcome.sentence() + "\n")
-        sys.stdout.flush()
-        if options.keep is not None:
-            keep(options.keep, outcome)
-        if options.stop:
-            break
-    took, busy = time.perf_counter() - began, time.process_time() - busy
-    say(
-        f"{runs} runs, {failed} violations, {events} events in {took:.1f} s: "
-        f"{events / took:,.0f} events/s, {events / busy:,.0f} for each second of processor time\n"
+    total = run_many(
+        Options(
+            options.start,
+            options.seeds,
+            until=options.until,
+            kept=options.kept,
+            keep=options.keep,
+            shrinks=options.shrink,
+            stops=options.stop,
+            jobs=options.jobs,
+            resume=options.resume,
+        ),
+        _say,
     )
-    return int(failed > 0)
+    if options.coverage:
+        sys.stdout.write(total.faults() + "\n")
+    sys.stdout.write(total.sentence() + "\n")
+    return int(total.failed > 0)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _numbers(text: str | None) -> set[int] | None:

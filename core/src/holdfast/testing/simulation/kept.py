@@ -61,9 +61,8 @@ def read_kept(path: Path) -> list[Kept]:
     return [Kept.from_line(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def keep(path: Path, outcome: Outcome) -> None:
-    """Add a run that has failed to a file."""
+def kept_of(outcome: Outcome) -> Kept:
+    """Return a run that has failed as what is kept of it."""
     assert outcome.violation is not None
     found = str(outcome.violation).splitlines()[0]
-    with path.open("a", encoding="utf-8") as file:
-        file.write(Kept(found, outcome.config, outcome.faults).line() + "\n")
+    return Kept(found, outcome.config, outcome.faults)

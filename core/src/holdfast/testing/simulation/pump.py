@@ -336,6 +336,7 @@ class Pump:
         reason = self.faults.pop(kind, None)
         if reason is None:
             return False
+        self.process.world.struck[f"{_FAULTS[reason]}!"] += 1
         if reason is FaultReason.FLUSH_FAILED:
             self.disk.flush_failed(self.process.world.rng)
             self.disk.save(attrs.evolve(self.disk.superblock, boot="", clean=False))
@@ -453,6 +454,12 @@ class Pump:
         return self.member.role is Role.PRIMARY
 
 
+_FAULTS = {
+    FaultReason.FLUSH_FAILED: "fsync-error",
+    FaultReason.NO_SPACE: "disk-full",
+    FaultReason.IO_ERROR: "disk-error",
+}
+"""What a disk's error is called among the faults."""
 _CARRY: dict[type[Any], Callable[[Pump, Any], None]] = {
     ev.Send: Pump._send,
     ev.ApplyOps: Pump._apply,

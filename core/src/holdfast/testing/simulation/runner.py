@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from attrs import frozen
 
@@ -33,6 +33,8 @@ class Outcome:
     """Of the answered requests: reads that a replica answered on the consumer's own node."""
     took_s: float
     """Real seconds."""
+    struck: Mapping[str, int]
+    """How many faults of each kind have struck, and under `KIND!` how many had an effect."""
 
     def replay(self) -> str:
         """Return the command that replays this run."""
@@ -100,6 +102,7 @@ def run_seed(
         tuple(world.lines),
         world.read_here,
         time.perf_counter() - began,
+        world.struck,
     )
 
 

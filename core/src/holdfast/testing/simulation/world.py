@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -89,6 +89,8 @@ class World:
     """Steps of group members."""
     answered: int = 0
     """Requests of consumers that were answered."""
+    struck: Counter[str] = field(factory=Counter)
+    """How many faults of each kind have struck, and under `KIND!` how many had an effect."""
     read_here: int = 0
     """Reads among them that a copy on the consumer's own node has answered."""
     load_on: bool = True
