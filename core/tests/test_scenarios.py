@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -252,6 +253,15 @@ def test_known_trap(name: str) -> None:
         )
         outcome = run_seed(seed, config=config, schedule=schedule)
         assert outcome.violation is None, f"{outcome.sentence()}\n" + "\n".join(outcome.lines[-40:])
+
+
+def test_every_known_trap_of_the_documentation_is_a_scenario() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "simulation.md").read_text(encoding="utf-8")
+    rows = page.partition("## Known traps")[2].partition("## ")[0].split("|---|---|\n")[1]
+    named = {name for row in rows.strip().splitlines() for name in row.split("|")[2].split(";")}
+    names = {name.strip() for name in named}
+    assert names - SCENARIOS.keys() == {"the test of that name, over all six orders"}
+    assert len(names) > 25
 
 
 def test_all_nodes_start_cold_in_every_order() -> None:

@@ -36,6 +36,8 @@ class LegFacts:
     in_sync: bool
     heard: bool
     """Its silence is not long enough yet."""
+    reads: bool
+    """It is to go, and could still be answering reads by itself."""
 
 
 @frozen
@@ -145,6 +147,7 @@ def _legs(member: GroupMember, peers: Peers) -> tuple[LegFacts, ...]:
             and (peers.valid_until(leg.node, VOLUME) <= NOW.mono or _untold(peers, leg.node)),
             in_sync=leg.in_sync,
             heard=leg.required_since == NOW.mono,
+            reads=leg.reads_ended and leg.reads_until > NEVER,
         )
         for leg in member.primary.legs.values()
     )

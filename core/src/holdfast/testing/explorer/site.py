@@ -193,8 +193,8 @@ def timer(kind: str, node: NodeName) -> Callable[..., None]:
     """Return the input by which a time runs out: what is compared with now lies long ago.
 
     Args:
-        kind: `retry`, `gone`, `lost`, `slow` or `lapse` of the leg to `node`; `silence` of the primary
-            there; `quiet`: nothing was written for a while.
+        kind: `retry`, `gone`, `lost`, `slow`, `reads` or `lapse` of the leg to `node`; `silence` of the
+            primary there; `quiet`: nothing was written for a while.
         node: The other node.
     """
 
@@ -230,6 +230,8 @@ def _leg_timer(kind: str, node: NodeName, member: GroupMember, peers: Peers) -> 
         leg.lost_since = NEVER
     elif kind == "slow":
         leg.progress_at = NEVER
+    elif kind == "reads":
+        leg.reads_until = NEVER
     else:
         assert kind == "lapse"
         peers._outgoing[node, 0].answered_at = NEVER  # noqa: SLF001

@@ -157,6 +157,8 @@ class World:
                     yield ("timer", at, "retry", leg.node)
                 if leg.gone:
                     yield ("timer", at, "gone", leg.node)
+                if leg.reads:
+                    yield ("timer", at, "reads", leg.node)
                 if self._is_deaf(state, facts, at, other):
                     if leg.lost and not leg.in_sync and not facts[other].running:
                         yield ("timer", at, "lost", leg.node)

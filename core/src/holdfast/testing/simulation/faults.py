@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from attrs import evolve, frozen
 
 from holdfast.errors import FaultReason
-from holdfast.testing.simulation import operators, rot
+from holdfast.testing.simulation import effect, operators, rot
 from holdfast.units import BLOCK_BYTES, CHUNK_BYTES, NodeName, VolumeId
 
 if TYPE_CHECKING:
@@ -132,33 +132,10 @@ def _strike(world: World, fault: Fault) -> None:
             return
         fault = evolve(fault, nodes=nodes)
     world.trace("fault", fault)
-    before = _look(world)
+    before = effect.look(world)
     _STRIKES[fault.kind](world, fault)
     world.struck[fault.kind] += 1
-    world.struck[f"{fault.kind}!"] += _look(world) != before
-
-
-def _look(world: World) -> tuple[object, ...]:
-    """Return what faults change; a disk's error has its effect later (`Pump._fails`)."""
-    network, store = world.network, world.store
-    return (
-        world.steps,
-        dict(network.blocked),
-        dict(network.clogged),
-        [end.cut for end in network.ends],
-        (store.down, dict(store.cut_off), store.slow_s, store.unsure, dict(store.specs)),
-        [
-            (
-                machine.clock.wall_offset,
-                machine.draining,
-                machine.process,
-                machine.process is not None and (machine.process.paused, machine.process.stopping),
-                [(len(disk.unreadable), len(disk.rotted)) for disk in machine.copies.values()],
-            )
-            for machine in world.machines.values()
-        ],
-        [pump.stalled_until for process in world.processes() for pump in process.pumps.values()],
-    )
+    world.struck[f"{fault.kind}!"] += effect.look(world) != before
 
 
 def _meant(world: World, fault: Fault, name: NodeName) -> NodeName:
