@@ -11,6 +11,7 @@ from holdfast.model import CopyState
 from holdfast.sync import growth, membership, opening
 from holdfast.sync.asking import Answer, Asking
 from holdfast.sync.candidacy import Candidacy
+from holdfast.sync.context import Context
 from holdfast.sync.delta import SyncJob
 from holdfast.sync.disk import DiskQueue
 from holdfast.sync.events import CasDone
@@ -130,7 +131,9 @@ def conflict_is_won(patch: Patch) -> None:
 
 @bug(
     (5.0, "wipe", "@replica", 0.02, 0.5),
-    nodes=3,
+    (9.0, "kill", "@primary", 12.0, 0.5),
+    nodes=2,
+    replicas=1,
 )
 def strange_disk(patch: Patch) -> None:
     """Count a disk that was wiped under its old name as the in-sync copy."""
@@ -145,7 +148,12 @@ def strange_disk(patch: Patch) -> None:
         )
         original(self, leg, identity, *args)
 
+    def counted_in(self: Context) -> bool:
+        return self.me is not None and self.me.state is CopyState.IN_SYNC
+
     patch(Keeper, "_on_attached", on_attached)
+    # The disk itself keeps the rule as well, and does not stand.
+    patch(Context, "counted_in", property(counted_in))
 
 
 @bug(
