@@ -86,13 +86,17 @@ class _Incoming:
     """When the process before this one was last heard."""
 
 
+def _only_worker(_node: NodeName, _volume: VolumeId) -> int:
+    return 0
+
+
 @define
 class Peers:
     """All heartbeats of one node. Methods take the monotonic time as `now`."""
 
     node: NodeName
     timing: Timing = field(factory=Timing)
-    worker_of: Callable[[NodeName, VolumeId], int] = lambda _node, _volume: 0
+    worker_of: Callable[[NodeName, VolumeId], int] = _only_worker
     """Which worker of a node keeps its copy of a volume."""
     changed: bool = False
     """A lease set has changed and a beat is due at once; whoever sends the beats clears it."""

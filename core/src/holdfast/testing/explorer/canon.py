@@ -19,7 +19,9 @@ import attrs
 from holdfast.errors import FaultReason
 from holdfast.sync.bitmap import Bitmap
 
-LEFT_OUT = frozenset({"_last_token", "_last_link", "_next_tick", "policy_of", "hash_of", "_notes"})
+LEFT_OUT = frozenset(
+    {"_last_token", "_last_link", "_next_tick", "policy_of", "hash_of", "worker_of", "_notes"}
+)
 """Counters and functions: they tell no two states apart."""
 _PLAIN = (int, float, str, bool, type(None))
 _DATA_BYTES_MAX = 64
