@@ -10,7 +10,7 @@ import pytest
 
 from holdfast.errors import CopyError
 from holdfast.local.copy_store import FileCopyStore, create_copy
-from holdfast.messages import Op, OpKind
+from holdfast.messages import Op, OpKind, Request, RequestKind
 from holdfast.node import disk_work
 from holdfast.node.disk_work import FLUSH_FEW_BYTES, FLUSH_QUICK_S, DiskWork
 from holdfast.sync import events as ev
@@ -81,3 +81,37 @@ async def test_a_flush_runs_on_the_loop_only_where_flushes_take_no_time(
         work.close()
         await work.drain()
     assert not failures
+
+
+async def test_what_a_write_overtakes_while_a_thread_reads_it_is_no_answer(
+    store: FileCopyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: asyncio.Queue[Event] = asyncio.Queue()
+    replies: asyncio.Queue[ev.SendReplies] = asyncio.Queue()
+    reading, written = threading.Event(), threading.Event()
+    read_now = store.read
+
+    def read_late(offset: int, length: int) -> bytes:
+        reading.set()
+        assert written.wait(60)
+        return read_now(offset, length)
+
+    monkeypatch.setattr(store, "read", read_late)
+    store.mark_regions([0])
+    requests = [Request(number, RequestKind.READ, 0, number * 4096, 4096) for number in range(3)]
+    with ThreadPoolExecutor(2) as executor:
+        work = DiskWork(store, executor, events.put_nowait, replies.put_nowait, lambda _: None)
+        work._slow_until = float("inf")  # The disk was seen stalling, and goes on doing so.
+        work.serve_reads(ev.ServeReads(7, requests))
+        await asyncio.to_thread(reading.wait)
+        work.apply(ev.ApplyOps([Op(int(OpKind.WRITE), 4096, 4096, b"n" * 4096)], Sequence(1)))
+        assert await events.get() == ev.Applied(Sequence(1))
+        written.set()
+        late = await events.get()
+        assert isinstance(late, ev.LateReads)
+        assert (late.link, late.requests) == (7, requests)
+        zeros = bytes(4096)
+        assert [(reply.id, reply.data) for reply in late.replies] == [(0, zeros), (2, zeros)]
+        assert replies.empty(), "whether it is an answer is not for the disk to say"
+        work.close()
+        await work.drain()

@@ -90,6 +90,11 @@ class Request(NamedTuple):
     length: int
     data: Payload = b""
 
+    def meets(self, ops: Iterable[Op]) -> bool:
+        """Return whether any of `ops` touches the bytes of this request."""
+        end = self.offset + self.length
+        return any(op.offset < end and self.offset < op.offset + op.length for op in ops)
+
 
 class Reply(NamedTuple):
     """The answer to one request."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from holdfast.errors import CopyError, FaultReason
 from holdfast.interfaces.copy import CopyStore
-from holdfast.messages import DATA_LEVEL, Reply, Request, RequestKind, pack_extents
+from holdfast.messages import DATA_LEVEL, Op, Reply, Request, RequestKind, pack_extents
 from holdfast.sync import events as ev
 from holdfast.sync.events import Event, LinkId
 from holdfast.sync.hashlist import HASH_BYTES, chunk_hash, parse_key
@@ -41,6 +41,21 @@ STALL_S = 1.0
 _EXTENTS = int(RequestKind.EXTENTS)
 _new = tuple.__new__  # Half the cost of calling the named tuple.
 _monotonic = time.monotonic
+
+
+class _SlowRead:
+    """Reads of consumers that a thread is at."""
+
+    __slots__ = ("overtaken", "requests")
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self.requests = requests
+        self.overtaken: set[int] = set()
+        """Ids of the requests whose place was written meanwhile."""
+
+    def note(self, ops: Sequence[Op]) -> None:
+        """Take note of what is applied beside."""
+        self.overtaken.update(each.id for each in self.requests if each.meets(ops))
 
 
 class DiskWork:
@@ -83,6 +98,7 @@ class DiskWork:
         self._watch: asyncio.TimerHandle | None = None
         self._stalled = False
         self._applying: deque[ev.ApplyOps] = deque()
+        self._slow_reads: list[_SlowRead] = []
         self._drained = asyncio.Event()
         self._metadata: deque[tuple[Callable[[], object], Event | None]] = deque()
         self._metadata_busy = False
@@ -104,6 +120,9 @@ class DiskWork:
     def apply(self, effect: ev.ApplyOps) -> None:
         """Write into the page cache, then `Applied`."""
         ops, through = effect
+        if self._slow_reads:
+            for read in self._slow_reads:
+                read.note(ops)
         began = _monotonic()
         if self._applying or self._is_slow(began):
             self._applying.append(effect)
@@ -144,11 +163,7 @@ class DiskWork:
             if effect.at_once:
                 self._feed(ev.ReadsFailed(effect.link, effect.requests))
                 return
-            self._in_thread(
-                lambda: self._read_all(effect.requests),
-                lambda done: self._tell(effect.link, *done),
-                prompt=True,
-            )
+            self._read_slowly(effect)
             return
         try:
             replies, failed = self._read_all(effect.requests)
@@ -161,6 +176,21 @@ class DiskWork:
         if ended - began > SLOW_S:
             self._slow_until = ended + SLOW_FOR_S
         self._tell(effect.link, replies, failed)
+
+    def _read_slowly(self, effect: ev.ServeReads) -> None:
+        """Read in a thread; the member decides what of it is still an answer."""
+        read = _SlowRead(effect.requests)
+        self._slow_reads.append(read)
+
+        def done(found: tuple[list[Reply], list[Request]]) -> None:
+            self._slow_reads.remove(read)
+            replies, failed = found
+            asked = [each for each in read.requests if each not in failed]
+            replies = [each for each in replies if each.id not in read.overtaken]
+            self._feed(ev.LateReads(effect.link, asked, replies))
+            self._tell(effect.link, [], failed)
+
+        self._in_thread(lambda: self._read_all(effect.requests), done, prompt=True)
 
     def _read_all(self, requests: Sequence[Request]) -> tuple[list[Reply], list[Request]]:
         """Return the replies, and the requests that met a media error."""

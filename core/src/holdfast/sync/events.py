@@ -174,6 +174,21 @@ class ReadsFailed:
 
 
 @attrs.frozen
+class LateReads:
+    """Requests of a `ServeReads` that the disk has kept waiting, and what it answered at last.
+
+    What may be said of them is decided now, not when they were asked: the primary may have lost its
+    lease, and what was read of a place that was written meanwhile may be bytes of which nothing is
+    promised yet.
+    """
+
+    link: LinkId
+    requests: Sequence[Request]
+    replies: Sequence[Reply]
+    """To those of `requests` whose place was not written meanwhile."""
+
+
+@attrs.frozen
 class DiskStalled:
     """The disk of this copy has answered nothing for so long; 0: it answers again."""
 
@@ -303,6 +318,7 @@ Event = (
     | ReadDone
     | ReadFailed
     | ReadsFailed
+    | LateReads
     | DiskStalled
     | RunsRead
     | HashesDone

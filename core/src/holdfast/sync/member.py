@@ -217,6 +217,9 @@ class GroupMember:
                 | ev.MapDone()
             ):
                 self._on_read(event, now, out)
+            case ev.LateReads():
+                if self.primary is not None and event.link in self.primary.attachments.open:
+                    self.primary.on_late_reads(event, now, out)
             case ev.DiskStalled():
                 ctx.stalled_s = event.for_s
                 ctx.peers.on_stall(ctx.record.volume, event.for_s)

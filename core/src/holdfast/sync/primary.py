@@ -32,7 +32,7 @@ from holdfast.model import Access, CopyState, GroupRecord
 from holdfast.sync.attachments import Attachments
 from holdfast.sync.context import Context
 from holdfast.sync.delta import SyncJob
-from holdfast.sync.events import Effect, Instant, LinkId, SendReplies, ServeReads
+from holdfast.sync.events import Effect, Instant, LateReads, LinkId, SendReplies, ServeReads
 from holdfast.sync.leg import Leg, Phase, batch_bytes
 from holdfast.sync.pace import Pace
 from holdfast.units import CHUNK_BYTES, REQUEST_BYTES_MAX, SECTOR_BYTES, CopyId
@@ -272,6 +272,16 @@ class PrimaryRole:
                 self._reads.append((after, link, request))
         if ready:
             out.append(ServeReads(link, ready))
+
+    def on_late_reads(self, event: LateReads, now: Instant, out: list[Effect]) -> None:
+        """Answer reads that have waited for the disk, as far as it is true now; the rest anew."""
+        requests: Sequence[Request] = event.requests
+        if event.replies and self.lease_until() > now.mono and not self.stopped:
+            answered = {reply.id for reply in event.replies}
+            out.append(SendReplies(event.link, event.replies))
+            requests = [request for request in requests if request.id not in answered]
+        if requests:
+            self.on_requests(event.link, requests, now, out)
 
     # -- acknowledgements -------------------------------------------------------------------------
 

@@ -35,6 +35,8 @@ STALL_TOLD_S = 1.0
 REOPEN_S = 5.0
 """How long a failed disk rests before its copy is opened anew, as in the node."""
 Job = tuple[Callable[[], None], Event | None, float]
+SlowRead = tuple[ev.ServeReads, set[int]]
+"""Reads that wait for a stalled disk, and the ids of those whose place was written meanwhile."""
 
 
 @define(eq=False)
@@ -61,6 +63,7 @@ class Pump:
     _data: deque[Job] = field(factory=deque)
     _metadata: deque[Job] = field(factory=deque)
     _beside: int = 0
+    _slow_reads: list[SlowRead] = field(factory=list)
 
     # -- stepping ----------------------------------------------------------------------------------
 
@@ -191,6 +194,8 @@ class Pump:
 
     def _apply(self, effect: ev.ApplyOps) -> None:
         disk, ops = self.disk, effect.ops
+        for slow, overtaken in self._slow_reads:
+            overtaken.update(each.id for each in slow.requests if each.meets(ops))
         done = ev.Applied(effect.through)
         if not self._data and self.stalled_until <= self.process.world.now:
             if self.process.world.rng.random() < 0.7:
@@ -353,6 +358,12 @@ class Pump:
     # -- serving -----------------------------------------------------------------------------------
 
     def _serve_reads(self, effect: ev.ServeReads) -> None:
+        if self.stalled_until > self.process.world.now and not effect.at_once:
+            slow = (effect, set[int]())
+            self._slow_reads.append(slow)
+            wait = self.stalled_until - self.process.world.now
+            self.process.world.after(wait, self.process.run, self._slow_read_ends, slow)
+            return
         if self._fails("read"):
             if effect.at_once:
                 self.feed(ev.ReadsFailed(effect.link, effect.requests))
@@ -364,6 +375,22 @@ class Pump:
         if len(good) < len(effect.requests):
             bad = [request for request in effect.requests if request not in good]
             self.feed(ev.ReadsFailed(effect.link, bad))
+
+    def _slow_read_ends(self, slow: SlowRead) -> None:
+        """The disk answers again."""
+        if self.closed:
+            return
+        self._slow_reads.remove(slow)
+        effect, overtaken = slow
+        if not self._fails("read"):
+            good = [
+                each for each in effect.requests if self.disk.can_read(each.offset, each.length)
+            ]
+            replies = [self._read_one(each) for each in good if each.id not in overtaken]
+            self.feed(ev.LateReads(effect.link, good, replies))
+            bad = [each for each in effect.requests if each not in good]
+            if bad:
+                self.feed(ev.ReadsFailed(effect.link, bad))
 
     def _can_read_here(self, offset: int, length: int) -> bool:
         """Whether the disk answers at once, and with bytes of which something is promised.
