@@ -7,6 +7,7 @@ from typing import Any
 from tests.simulation.planting import Patch, bug
 
 from holdfast.sync import keeper, reading
+from holdfast.sync.events import LateReads, SendReplies
 from holdfast.sync.primary import PrimaryRole
 from holdfast.sync.reading import LocalReader
 
@@ -60,6 +61,25 @@ def read_in_window(patch: Patch) -> None:
 def drop_a_reader(patch: Patch) -> None:
     """Take a copy out of the in-sync set while it has a read lease."""
     patch(reading, "are_over", lambda *_: True)
+
+
+@bug(
+    *((4.0 + 9 * at, "disk-stall", "@primary", 0.9, 0.8) for at in range(3)),
+    *((4.6 + 9 * at, "pause", "@primary", 6.0, 0.5) for at in range(3)),
+    nodes=3,
+    replicas=1,
+    clients=2,
+    depth=8,
+    reads=0.5,
+    think_s=0.05,
+)
+def answer_late(patch: Patch) -> None:
+    """Answer reads that a stalled disk has kept waiting without asking whether one still may."""
+
+    def on_late_reads(self: PrimaryRole, event: LateReads, now: Any, out: list[Any]) -> None:
+        out.append(SendReplies(event.link, event.replies))
+
+    patch(PrimaryRole, "on_late_reads", on_late_reads)
 
 
 @bug(
