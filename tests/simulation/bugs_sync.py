@@ -7,7 +7,7 @@ from typing import Any
 from tests.simulation.planting import Patch, bug
 
 from holdfast.messages import OpKind
-from holdfast.sync import context, opening, primary
+from holdfast.sync import context, opening
 from holdfast.sync.bitmap import Bitmap
 from holdfast.sync.context import Context
 from holdfast.sync.delta import SyncJob
@@ -40,7 +40,7 @@ def no_window_in_map(patch: Patch) -> None:
 def no_intent_in_map(patch: Patch) -> None:
     """Do not widen the dirty maps on disk by what may have been marked after they were saved."""
     patch(opening, "mark_extents", lambda _bitmap, _extents, _size: None)
-    patch(primary, "_clip", lambda _extents, _ctx: [])
+    patch(Context, "clip", lambda _self, _extents: [])
 
 
 @bug(

@@ -9,7 +9,7 @@ delta sync into a comparison of everything.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import attrs
 from attrs import define, field
@@ -254,6 +254,11 @@ class Context:
                 count = ((op.offset + op.length - 1) >> _CHUNK_SHIFT) - first + 1
                 for bitmap in maps:
                     bitmap.set_range(first, count)
+
+    def clip(self, extents: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Return what of these (offset, length) lies within the volume."""
+        size = self.size_bytes
+        return [(offset, min(length, size - offset)) for offset, length in extents if offset < size]
 
     def tidy_intent(self, now: Instant, out: list[Effect]) -> None:
         """Unmark regions that were written long ago, after saving the maps that they stand for."""

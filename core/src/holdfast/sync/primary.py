@@ -177,8 +177,7 @@ class PrimaryRole:
             else:
                 # One flush covers the batch.
                 ops.append(_OP_FLUSH_ENTRY)
-                for request_id in flush_wanted:
-                    self._flushes.append((sequence, link, request_id))
+                self._flushes.extend((sequence, link, i) for i in flush_wanted)
         if ops:
             self.foreground_at = now.mono
             if self._timed is None:
@@ -248,7 +247,6 @@ class PrimaryRole:
         if denied is not None and denied[0]:
             out.append(SendReplies(link, [Reply(r.id, denied[0]) for r in requests]))
             return
-        size = self.ctx.size_bytes
         ready: list[Request] = []
         lease = self.lease_until() > now.mono and not self.stopped
         window = self.ctx.disk.window if self.commit < self.next - 1 else ()
@@ -257,7 +255,7 @@ class PrimaryRole:
             if (
                 (offset | length) & _MISALIGNED
                 or length <= 0
-                or offset + length > size
+                or offset + length > self.ctx.size_bytes
                 or (length > REQUEST_BYTES_MAX and request.kind == _READ)
             ):
                 out.append(SendReplies(link, (Reply(request.id, errno.EINVAL),)))
@@ -280,8 +278,7 @@ class PrimaryRole:
             answered = {reply.id for reply in event.replies}
             out.append(SendReplies(event.link, event.replies))
             requests = [request for request in requests if request.id not in answered]
-        if requests:
-            self.on_requests(event.link, requests, now, out)
+        self.on_requests(event.link, requests, now, out)
 
     # -- acknowledgements -------------------------------------------------------------------------
 
@@ -443,13 +440,8 @@ class PrimaryRole:
             leg.job = SyncJob.confirming("reconcile", ctx.size_bytes, extents, None, now.mono)
             leg.equal = False
         # An absent copy may hold other bytes there, whichever version has won.
-        ops = [Op(OpKind.ZERO, offset, length) for offset, length in _clip(extents, ctx)]
+        ops = [Op(OpKind.ZERO, offset, length) for offset, length in ctx.clip(extents)]
         ctx.mark_absent(ops)
-
-
-def _clip(extents: Sequence[tuple[int, int]], ctx: Context) -> list[tuple[int, int]]:
-    size = ctx.size_bytes
-    return [(o, min(length, size - o)) for o, length in extents if o < size]
 
 
 def _fault(offset: int, length: int, size: int) -> int:
