@@ -76,7 +76,7 @@ def drop_a_reader(patch: Patch) -> None:
 def answer_late(patch: Patch) -> None:
     """Answer reads that a stalled disk has kept waiting without asking whether one still may."""
 
-    def on_late_reads(self: PrimaryRole, event: LateReads, now: Any, out: list[Any]) -> None:
+    def on_late_reads(_self: PrimaryRole, event: LateReads, _now: Any, out: list[Any]) -> None:
         out.append(SendReplies(event.link, event.replies))
 
     patch(PrimaryRole, "on_late_reads", on_late_reads)

@@ -43,7 +43,15 @@ from holdfast.sync.primary import PrimaryRole
 from holdfast.sync.replica import ReplicaRole
 from holdfast.sync.verify import VerifyJob
 
-_Read = ev.HashesDone | ev.ReadDone | ev.ReadFailed | ev.ReadsFailed | ev.RunsRead | ev.MapDone
+_Read = (
+    ev.HashesDone
+    | ev.ReadDone
+    | ev.ReadFailed
+    | ev.ReadsFailed
+    | ev.LateReads
+    | ev.RunsRead
+    | ev.MapDone
+)
 _READING = frozenset({RequestKind.READ, RequestKind.EXTENTS, RequestKind.FLUSH})
 
 
@@ -213,13 +221,11 @@ class GroupMember:
                 | ev.ReadDone()
                 | ev.ReadFailed()
                 | ev.ReadsFailed()
+                | ev.LateReads()
                 | ev.RunsRead()
                 | ev.MapDone()
             ):
                 self._on_read(event, now, out)
-            case ev.LateReads():
-                if self.primary is not None and event.link in self.primary.attachments.open:
-                    self.primary.on_late_reads(event, now, out)
             case ev.DiskStalled():
                 ctx.stalled_s = event.for_s
                 ctx.peers.on_stall(ctx.record.volume, event.for_s)
@@ -264,6 +270,9 @@ class GroupMember:
             case ev.RunsRead():
                 if self.keeper is not None:
                     self.keeper.on_runs(event.token, event.pieces, now, out)
+            case ev.LateReads():
+                if self.primary is not None and event.link in self.primary.attachments.open:
+                    self.primary.on_late_reads(event, now, out)
             case ev.ReadsFailed():
                 if self.keeper is not None:
                     self.keeper.mending.add(event.link, event.requests, now, out)
