@@ -239,6 +239,8 @@ class NodeRecord:
     free_bytes: int = 0
     promised_bytes: int = 0
     """Sum of the sizes of the volumes with a copy here (thin: may exceed the capacity)."""
+    overcommit: float = 0.0
+    """How many times its capacity it may promise; 0: as often as is asked of it."""
     copies: int = 0
     cordoned: bool = False
     """It takes no new copies."""

@@ -42,6 +42,9 @@ class NodeOptions:
     """Whether the node starts by taking no new copies; those that it has stay."""
     compute_only: bool = False
     """Whether the node only consumes volumes and keeps no copy at all."""
+    overcommit: float = attrs.field(default=0.0, metadata={"min": 0})
+    """How many times its capacity the node may promise to volumes, which take only the space that
+    is written: 1 promises no more than there is; 0 sets no limit. 1 GiB is kept free in any case."""
     workers: int = attrs.field(default=1, metadata={"min": 1, "max": WORKERS_MAX})
     """How many data processes the node has, its volumes spread over them; up to one for each core
     that it may use. With 1 the daemon itself is the only process, which takes the least memory."""

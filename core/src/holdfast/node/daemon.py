@@ -354,6 +354,7 @@ class Node:
             capacity_bytes=space.total_bytes,
             free_bytes=space.free_bytes,
             promised_bytes=self._promised_bytes(),
+            overcommit=self.config.node.overcommit,
             copies=len(self.hosting.pumps),
             cordoned=self.cordoned,
             draining=self.draining,

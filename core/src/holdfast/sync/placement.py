@@ -37,7 +37,6 @@ def place(
     taken: Collection[NodeName],
     spread: str = "",
     apart_from: Collection[NodeName] | None = None,
-    overcommit: float = 0.0,
     extra: Mapping[NodeName, float] | None = None,
     transport_to: Callable[[NodeName], str] | None = None,
 ) -> Placement:
@@ -49,7 +48,6 @@ def place(
         taken: Nodes that hold a copy of the group, or may not be used.
         spread: A node label whose values should differ between copies; empty: none.
         apart_from: The nodes whose value of that label is to be avoided; None: those `taken`.
-        overcommit: How far promised bytes may exceed the capacity; 0: not limited (thin).
         extra: Points of placement hooks, added to the score.
         transport_to: The transport by which a copy on a node is to be reached; None: any.
 
@@ -62,7 +60,7 @@ def place(
     zones = {nodes[n].labels.get(spread) for n in apart if n in nodes} if spread else set()
     for name in sorted(nodes):
         node = nodes[name]
-        refusal = _refusal(node, size_bytes, taken, overcommit)
+        refusal = _refusal(node, size_bytes, taken)
         if not refusal and transport_to is not None:
             refusal = transport_refusal(node, transport_to(name))
         if refusal:
@@ -91,9 +89,7 @@ def transport_refusal(node: NodeRecord, transport: str) -> str:
     return f"does not run the transport {transport}, only {', '.join(sorted(node.transports))}"
 
 
-def _refusal(
-    node: NodeRecord, size_bytes: int, taken: Collection[NodeName], overcommit: float
-) -> str:
+def _refusal(node: NodeRecord, size_bytes: int, taken: Collection[NodeName]) -> str:
     if node.name in taken:
         return "already holds a copy of this group"
     if node.draining:
@@ -104,6 +100,8 @@ def _refusal(
         return "is compute-only"
     if node.free_bytes <= KEPT_FREE_BYTES:
         return f"has {format_size(node.free_bytes)} free, and 1 GiB must stay free"
-    if overcommit and node.promised_bytes + size_bytes > node.capacity_bytes * (1 + overcommit):
-        return f"has promised {format_size(node.promised_bytes)} of its capacity already"
+    limit = node.overcommit * node.capacity_bytes
+    if limit and node.promised_bytes + size_bytes > limit:
+        promised = f"has promised {format_size(node.promised_bytes)}"
+        return f"{promised} to volumes already, and may promise {format_size(int(limit))}"
     return ""
