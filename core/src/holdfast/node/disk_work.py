@@ -21,7 +21,7 @@ from holdfast.errors import CopyError, FaultReason
 from holdfast.interfaces.copy import CopyStore
 from holdfast.messages import DATA_LEVEL, Op, Reply, Request, RequestKind, pack_extents
 from holdfast.sync import events as ev
-from holdfast.sync.events import Event, LinkId
+from holdfast.sync.events import Event
 from holdfast.sync.hashlist import HASH_BYTES, chunk_hash, parse_key
 from holdfast.units import CHUNK_BYTES, KIB
 
@@ -161,7 +161,7 @@ class DiskWork:
         began = _monotonic()
         if self._is_slow(began):
             if effect.at_once:
-                self._feed(ev.ReadsFailed(effect.link, effect.requests))
+                self._feed(ev.ReadsFailed(effect.link, effect.requests, at_once=True))
                 return
             self._read_slowly(effect)
             return
@@ -170,12 +170,15 @@ class DiskWork:
         except CopyError as error:
             self._fail(error)
             if effect.at_once:
-                self._feed(ev.ReadsFailed(effect.link, effect.requests))
+                self._feed(ev.ReadsFailed(effect.link, effect.requests, at_once=True))
             return
         ended = _monotonic()
         if ended - began > SLOW_S:
             self._slow_until = ended + SLOW_FOR_S
-        self._tell(effect.link, replies, failed)
+        if replies:
+            self._reply(ev.SendReplies(effect.link, replies))
+        if failed:
+            self._feed(ev.ReadsFailed(effect.link, failed, effect.at_once))
 
     def _read_slowly(self, effect: ev.ServeReads) -> None:
         """Read in a thread; the member decides what of it is still an answer."""
@@ -188,7 +191,8 @@ class DiskWork:
             asked = [each for each in read.requests if each not in failed]
             replies = [each for each in replies if each.id not in read.overtaken]
             self._feed(ev.LateReads(effect.link, asked, replies))
-            self._tell(effect.link, [], failed)
+            if failed:
+                self._feed(ev.ReadsFailed(effect.link, failed))
 
         self._in_thread(lambda: self._read_all(effect.requests), done, prompt=True)
 
@@ -204,12 +208,6 @@ class DiskWork:
                     raise
                 failed.append(request)
         return replies, failed
-
-    def _tell(self, link: LinkId, replies: list[Reply], failed: list[Request]) -> None:
-        if replies:
-            self._reply(ev.SendReplies(link, replies))
-        if failed:
-            self._feed(ev.ReadsFailed(link, failed))
 
     def _read_one(self, request: Request) -> Reply:
         if request.kind == _EXTENTS:

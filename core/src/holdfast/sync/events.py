@@ -171,6 +171,8 @@ class ReadsFailed:
 
     link: LinkId
     requests: Sequence[Request]
+    at_once: bool = False
+    """As the `ServeReads` said."""
 
 
 @attrs.frozen

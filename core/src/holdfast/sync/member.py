@@ -274,10 +274,11 @@ class GroupMember:
                 if self.primary is not None and event.link in self.primary.attachments.open:
                     self.primary.on_late_reads(event, now, out)
             case ev.ReadsFailed():
-                if self.keeper is not None:
-                    self.keeper.mending.add(event.link, event.requests, now, out)
-                else:
+                # A consumer whose primary was deposed before its disk answered asks the next one.
+                if event.at_once:
                     out.append(ev.Unserved(event.link, event.requests))
+                elif self.keeper is not None:
+                    self.keeper.mending.add(event.link, event.requests, now, out)
             case ev.MapDone():
                 if self.keeper is not None:
                     self.keeper.on_map(event, now, out)

@@ -366,7 +366,7 @@ class Pump:
             return
         if self._fails("read"):
             if effect.at_once:
-                self.feed(ev.ReadsFailed(effect.link, effect.requests))
+                self.feed(ev.ReadsFailed(effect.link, effect.requests, at_once=True))
             return
         able = self._can_read_here if effect.at_once else self.disk.can_read
         good = [request for request in effect.requests if able(request.offset, request.length)]
@@ -374,7 +374,7 @@ class Pump:
             self._reply(ev.SendReplies(effect.link, [self._read_one(each) for each in good]))
         if len(good) < len(effect.requests):
             bad = [request for request in effect.requests if request not in good]
-            self.feed(ev.ReadsFailed(effect.link, bad))
+            self.feed(ev.ReadsFailed(effect.link, bad, at_once=effect.at_once))
 
     def _slow_read_ends(self, slow: SlowRead) -> None:
         """The disk answers again."""
