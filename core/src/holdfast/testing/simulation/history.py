@@ -158,7 +158,8 @@ def _check_register(
         elif what == 2:
             values = {*_survivors(accesses, at, flushes, rolled), *(value for value, _ in states)}
             rolled.append((at, values))
-            # A write under way may have been carried out before, its answer still travelling.
+            # A write under way may have been carried out before, its answer still travelling; or it
+            # was and is undone, and is carried out once more when its consumer sends it again.
             gone = [a.start for a in pending.values() if a.is_write and not a.durable]
             subsets = [
                 frozenset(subset)
@@ -166,7 +167,7 @@ def _check_register(
                 for subset in itertools.combinations(gone, size)
             ]
             states = {
-                _with_reads((value, done | subset), pending)
+                _with_reads((value, done.difference(gone) | subset), pending)
                 for _, done in states
                 for value in values
                 for subset in subsets

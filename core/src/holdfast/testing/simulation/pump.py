@@ -328,7 +328,8 @@ class Pump:
     def _resize(self, effect: ev.ResizeDisk) -> None:
         def work() -> None:
             self.disk.resize(effect.size_bytes)
-            if self.is_primary():
+            # One that does not serve yet first has the others grow (`sync.growth`).
+            if self.member.primary is not None and self.member.primary.serving:
                 self.process.world.invariants.on_grown(self)
 
         self._meta(work, ev.Saved(effect.token))
