@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 SETTLE_S = 10.0
 """How long a command waits for what it began to be visible."""
 
+ANSWER_S = 1.5
+"""How long another node may take to tell what it knows; a frozen one must not hold whoever asks."""
+
 
 class Service:
     """Implements `service.NodeService` over a `Node`."""
@@ -135,17 +138,18 @@ class Service:
     async def volumes(self) -> Sequence[Json]:
         """Return the status of every volume."""
         specs = sorted(self._node.directory.specs.values(), key=lambda spec: spec.name)
-        return [await self._status(spec) for spec in specs]
+        # Together, so that the volumes of a node that is silent wait for it once.
+        return await asyncio.gather(*map(self._status, specs))
 
     async def volume(self, name: str) -> Json:
         """Return the status of a volume."""
         return await self._status(await self._node.directory.find(name))
 
     async def _status(self, spec: VolumeSpec) -> Json:
-        record, member = self._own(spec)
-        remote, silent = await self._told_by_primary(record, member, "volume", spec.name)
+        remote, silent = await self._told_by_primary(spec, "volume")
         if remote is not None:
             return remote
+        record, member = self._own(spec)
         alive = self._node.directory.alive
         return volume_status(spec, record, alive, member, silent=silent)
 
@@ -159,22 +163,30 @@ class Service:
         is_primary = member is not None and record is not None and member.ctx.copy == record.primary
         return record, member if is_primary else None
 
-    async def _told_by_primary(
-        self, record: GroupRecord | None, member: GroupMember | None, call: str, name: str
-    ) -> tuple[Json | None, bool]:
-        """Return what the primary's node answers, and whether it certainly answers nothing."""
-        if record is None or member is not None:
-            return None, False
-        node = record.primary_member.node
-        remote = await self._ask(node, call, name)
-        return cast("Json | None", remote), remote is None and self._control_of(node) is not None
+    async def _told_by_primary(self, spec: VolumeSpec, call: str) -> tuple[Json | None, bool]:
+        """Return what the primary's node answers, and whether it certainly answers nothing.
+
+        Another may have taken over while a silent one was asked; then that one is asked as well.
+        """
+        asked: set[NodeName] = set()
+        while True:
+            record, member = self._own(spec)
+            if record is None or member is not None:
+                return None, False
+            node = record.primary_member.node
+            if node in asked or self._control_of(node) is None:
+                return None, node in asked
+            asked.add(node)
+            remote = await self._ask(node, call, spec.name)
+            if remote is not None:
+                return cast("Json", remote), False
 
     async def _ask(self, node: NodeName, call: str, *arguments: object) -> Any:
-        """Ask another node of this machine; None when it cannot be asked."""
+        """Ask another node of this machine; None when it cannot be asked or is silent."""
         control = self._control_of(node)
         if control is None:
             return None
-        client = ControlClient(control, node=node)
+        client = ControlClient(control, node=node, timeout_s=ANSWER_S)
         try:
             return await asyncio.to_thread(getattr(client, f"own_{call}"), *arguments)
         except HoldfastError:
@@ -197,8 +209,7 @@ class Service:
     async def explain(self, name: str) -> Json:
         """Explain a volume's state, by the primary's node if that can be asked."""
         spec = await self._node.directory.find(name)
-        record, member = self._own(spec)
-        remote, silent = await self._told_by_primary(record, member, "explain", name)
+        remote, silent = await self._told_by_primary(spec, "explain")
         return self._explained(spec, silent=silent) if remote is None else remote
 
     async def own_explain(self, name: str) -> Json:

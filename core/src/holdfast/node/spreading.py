@@ -26,14 +26,16 @@ from holdfast.model import VolumeSpec, worker_of
 from holdfast.node.control_client import TIMEOUT_S, ControlClient
 from holdfast.node.daemon import Node
 from holdfast.node.service import Json, NodeService, Sample
-from holdfast.node.service_impl import Service
+from holdfast.node.service_impl import ANSWER_S, Service
 from holdfast.node.transports import Transports
 from holdfast.node.verifying import lines_of
 from holdfast.node.workers import Workers
 from holdfast.units import NodeName, VolumeId
 
-ASK_S = 2.0
-"""How long a worker may take to say how its volumes are, before the store's picture has to do."""
+ASK_S = 2 * ANSWER_S + 1
+"""How long a worker may take to say how its volumes are, before the store's picture has to do.
+
+It may itself have to ask a frozen primary, and then the one that took over."""
 
 
 def check_spreads(config: Config) -> None:
