@@ -209,20 +209,9 @@ class ReplicatorService(Service):
             async for event in super().events(name, follow=follow):
                 yield event
             return
-        log = self._node.hosting.events
         volume = (await other.ids())[name]
-        merged: list[Json] = log.read(volume)
-        for node in sorted(self._node.directory.alive):
-            if node != self._node.name:
-                merged += await self._ask(node, "events", name) or []
-        merged.sort(key=lambda event: float(event["at"]))
-        for event in merged:
+        async for event in self._events_of(name, volume, follow=follow):
             yield event
-        if follow:
-            told = max((float(event["at"]) for event in merged), default=0.0)
-            async for event in log.follow(volume):
-                if event["at"] > told:
-                    yield event
 
     async def own_events(self, name: str) -> list[Json]:
         """Return the events that this node itself has noted."""

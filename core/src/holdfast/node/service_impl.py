@@ -11,34 +11,30 @@ import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from holdfast import __version__
-from holdfast.errors import ConflictError, HoldfastError, NotFoundError, UnavailableError
+from holdfast.errors import ConflictError, NotFoundError, UnavailableError
 from holdfast.kernel import registry
 from holdfast.kernel.config import provenance
 from holdfast.model import CopyState, GroupRecord, VolumeSpec
 from holdfast.node import verifying
-from holdfast.node.control_client import ControlClient
 from holdfast.node.draining import drain_plan, refuse_to_lower
 from holdfast.node.explain import explain
 from holdfast.node.metrics import samples_of
+from holdfast.node.other_nodes import OtherNodes
 from holdfast.node.pump import Pump
 from holdfast.node.service import VOLUME_IN_URI, Json, Sample, VolumeChanges, VolumeRequest
 from holdfast.node.status import volume_status
 from holdfast.sync import events as ev
 from holdfast.sync.member import GroupMember
-from holdfast.units import NodeName
+from holdfast.units import NodeName, VolumeId
 
 if TYPE_CHECKING:
     from holdfast.node.daemon import Node
 
 SETTLE_S = 10.0
 """How long a command waits for what it began to be visible."""
-
-ANSWER_S = 1.5
-"""How long another node may take to tell what it knows; a frozen one must not hold whoever asks."""
 
 
 class Service:
@@ -47,6 +43,7 @@ class Service:
     def __init__(self, node: Node) -> None:
         """Answer for `node`."""
         self._node = node
+        self._others = OtherNodes(node.name, node.directory)
 
     # -- nodes -------------------------------------------------------------------------------------
 
@@ -174,31 +171,12 @@ class Service:
             if record is None or member is not None:
                 return None, False
             node = record.primary_member.node
-            if node in asked or self._control_of(node) is None:
+            if node in asked or not self._others.can_ask(node):
                 return None, node in asked
             asked.add(node)
-            remote = await self._ask(node, call, spec.name)
+            remote = await self._others.ask(node, call, spec.name)
             if remote is not None:
                 return cast("Json", remote), False
-
-    async def _ask(self, node: NodeName, call: str, *arguments: object) -> Any:
-        """Ask another node of this machine; None when it cannot be asked or is silent."""
-        control = self._control_of(node)
-        if control is None:
-            return None
-        client = ControlClient(control, node=node, timeout_s=ANSWER_S)
-        try:
-            return await asyncio.to_thread(getattr(client, f"own_{call}"), *arguments)
-        except HoldfastError:
-            return None
-
-    def _control_of(self, node: NodeName) -> Path | None:
-        if node == self._node.name:
-            return None
-        known = self._node.directory.alive.get(node)
-        if known is None or not known.control or not Path(known.control).exists():
-            return None
-        return Path(known.control)
 
     async def own_volume(self, name: str) -> Json:
         """Return the status as this node sees it, without asking another."""
@@ -255,7 +233,7 @@ class Service:
             return await self._force(name, node)
         spec, pump, record = await self._at_primary(name, "promote", node)
         if pump is None:
-            return await self._forwarded(record, "promote", name, node)
+            return await self._others.order(record.primary_member.node, "promote", name, node)
         target = record.on_node(node)
         if target is None or target.state is not CopyState.IN_SYNC:
             raise _no_copy(name, node)
@@ -268,7 +246,7 @@ class Service:
         """Take a node's copy out of the group for good."""
         spec, pump, record = await self._at_primary(name, "evict", node)
         if pump is None:
-            return await self._forwarded(record, "evict", name, node)
+            return await self._others.order(record.primary_member.node, "evict", name, node)
         member = record.on_node(node)
         if member is None:
             raise NotFoundError(f"Node {node} has no copy of {name}.")
@@ -293,7 +271,9 @@ class Service:
         """
         spec, pump, record = await self._at_primary(name, "move", source, target)
         if pump is None:
-            return await self._forwarded(record, "move", name, source, target)
+            return await self._others.order(
+                record.primary_member.node, "move", name, source, target
+            )
         if record.on_node(source) is None:
             raise NotFoundError(f"Node {source} has no copy of {name}.")
         if source == target:
@@ -325,7 +305,7 @@ class Service:
         """Let the copy on `node` stand though it may lack what another one alone still has (I4)."""
         spec = await self._node.directory.find(name)
         if node != self._node.name:
-            return await self._sent(node, "promote", name, node, force=True)
+            return await self._others.order(node, "promote", name, node, force=True)
         pump = self._node.hosting.pumps.get(spec.id)
         record = self._node.consumer.group(spec.id)
         mine = None if record is None else record.on_node(node)
@@ -341,21 +321,6 @@ class Service:
             pump.feed(ev.ForcePromote())
             await self._until(lambda: pump.is_primary, f"{node} takes over")
         return await self._status(spec)
-
-    async def _forwarded(self, record: GroupRecord, call: str, *arguments: object) -> Json:
-        return await self._sent(record.primary_member.node, call, *arguments)
-
-    async def _sent(self, node: NodeName, call: str, *arguments: object, **options: object) -> Json:
-        ask = getattr(self._client_of(node), call)
-        return cast("Json", await asyncio.to_thread(ask, *arguments, **options))
-
-    def _client_of(self, node: NodeName) -> ControlClient:
-        control = self._control_of(node)
-        if control is None:
-            raise UnavailableError(
-                f"Node {node} cannot be asked from here.", hint=f"Run the command on {node}."
-            )
-        return ControlClient(control, node=node)
 
     def _primary_node(self, spec: VolumeSpec) -> NodeName | None:
         record = self._node.consumer.group(spec.id)
@@ -376,17 +341,20 @@ class Service:
     async def events(self, name: str, *, follow: bool) -> AsyncIterator[Json]:
         """Yield what happened to a volume, oldest first, from all nodes of this machine."""
         spec = await self._node.directory.find(name)
+        async for event in self._events_of(name, spec.id, follow=follow):
+            yield event
+
+    async def _events_of(self, name: str, volume: VolumeId, *, follow: bool) -> AsyncIterator[Json]:
         log = self._node.hosting.events
-        merged: list[Json] = log.read(spec.id)
+        merged: list[Json] = log.read(volume)
         for node in sorted(self._node.directory.alive):
-            if node != self._node.name:
-                merged += await self._ask(node, "events", name) or []
-        merged.sort(key=lambda event: event["at"])
+            merged += await self._others.ask(node, "events", name) or []
+        merged.sort(key=lambda event: float(event["at"]))
         for event in merged:
             yield event
         if follow:
-            told = max((event["at"] for event in merged), default=0.0)
-            async for event in log.follow(spec.id):
+            told = max((float(event["at"]) for event in merged), default=0.0)
+            async for event in log.follow(volume):
                 if event["at"] > told:
                     yield event
 
@@ -411,7 +379,7 @@ class Service:
         if pump is not None:
             lines = verifying.run(pump, name, repair=repair)
         else:
-            client = self._client_of(record.primary_member.node)
+            client = self._others.client_of(record.primary_member.node)
             lines = verifying.lines_of(partial(getattr(client, call), name))
         async for line in lines:
             yield line

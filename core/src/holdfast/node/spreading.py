@@ -25,8 +25,9 @@ from holdfast.messages import Hello, PeerHello
 from holdfast.model import VolumeSpec, worker_of
 from holdfast.node.control_client import TIMEOUT_S, ControlClient
 from holdfast.node.daemon import Node
+from holdfast.node.other_nodes import ANSWER_S
 from holdfast.node.service import Json, NodeService, Sample
-from holdfast.node.service_impl import ANSWER_S, Service
+from holdfast.node.service_impl import Service
 from holdfast.node.transports import Transports
 from holdfast.node.verifying import lines_of
 from holdfast.node.workers import Workers
