@@ -148,7 +148,7 @@ def roles() -> str:
     """What a copy may be, how far a leg may have come, and where a session may stand."""
     from holdfast.sync.consumer import SessionPhase
     from holdfast.sync.leg import Phase
-    from holdfast.sync.member import Role
+    from holdfast.sync.roles import Role
 
     return "\n".join(
         f"### {title}\n\n{_states(cls)}"

@@ -33,7 +33,6 @@ LONG_MODULES: Mapping[str, str] = {
     "core/src/holdfast/messages.py": "One list of all messages; no logic.",
     "core/src/holdfast/node/hosting.py": "How copies come, run and go reads best in one piece.",
     "core/src/holdfast/sync/events.py": "One list of all events and effects; no logic.",
-    "core/src/holdfast/sync/member.py": "Every change of role and record stands beside the others.",
     "core/src/holdfast/testing/simulation/node.py": "A node carries out every effect.",
     "core/src/holdfast/testing/simulation/pump.py": "A pump carries out every effect.",
 }

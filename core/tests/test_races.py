@@ -8,7 +8,8 @@ from core.tests.groups import VOLUME, Group
 from holdfast.messages import EpochChange, RequestKind
 from holdfast.model import Access
 from holdfast.sync import events as ev
-from holdfast.sync.member import GroupMember, Role
+from holdfast.sync.member import GroupMember
+from holdfast.sync.roles import Role
 from holdfast.units import BLOCK_BYTES, NodeName
 
 

@@ -8,12 +8,12 @@ from tests.simulation.planting import Patch, bug
 
 from holdfast.errors import FaultReason
 from holdfast.messages import RequestFlag
-from holdfast.sync import attachments, member, membership, primary
+from holdfast.sync import attachments, membership, primary
 from holdfast.sync.consumer import ConsumerSession
 from holdfast.sync.leg import Leg
-from holdfast.sync.member import GroupMember
 from holdfast.sync.primary import PrimaryRole
 from holdfast.sync.replica import ReplicaRole
+from holdfast.sync.roles import Role, Roles
 from holdfast.testing.simulation.disk import CopyDisk
 from holdfast.testing.simulation.pump import Pump
 
@@ -149,14 +149,14 @@ def forget_intent(patch: Patch) -> None:
 @bug()
 def failed_disk_returns(patch: Patch) -> None:
     """Let a copy whose disk has failed follow the next primary."""
-    original = GroupMember._take_record
+    original = Roles._take_record
 
-    def take_record(self: GroupMember, *args: Any) -> None:
-        if self.role is member.Role.FAILED:
-            self.role = member.Role.REPLICA
+    def take_record(self: Roles, *args: Any) -> None:
+        if self.role is Role.FAILED:
+            self.role = Role.REPLICA
         original(self, *args)
 
-    patch(GroupMember, "_take_record", take_record)
+    patch(Roles, "_take_record", take_record)
 
 
 @bug()

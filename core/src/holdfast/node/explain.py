@@ -21,8 +21,9 @@ from holdfast.node.service import Json
 from holdfast.node.status import volume_status
 from holdfast.sync.healing import leaving, missing_count, view_of
 from holdfast.sync.leg import Leg, Phase
-from holdfast.sync.member import GroupMember, Role
+from holdfast.sync.member import GroupMember
 from holdfast.sync.peers import Timing
+from holdfast.sync.roles import Role
 from holdfast.units import CHUNK_BYTES, NodeName, format_size
 
 LOST_MAX = 10

@@ -21,7 +21,8 @@ from holdfast.model import GroupRecord, VolumeSpec
 from holdfast.node.disk_work import DiskWork
 from holdfast.sync import events as ev
 from holdfast.sync.events import Event, Instant, LinkId
-from holdfast.sync.member import GroupMember, Role
+from holdfast.sync.member import GroupMember
+from holdfast.sync.roles import Role
 from holdfast.units import NodeName, VolumeId
 
 STORE_RETRY_S = 0.25

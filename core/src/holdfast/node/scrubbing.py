@@ -21,7 +21,7 @@ from holdfast.kernel.sections import ScrubOptions
 from holdfast.node import verifying
 from holdfast.node.pump import Pump
 from holdfast.node.toml_files import write_atomically
-from holdfast.sync.member import Role
+from holdfast.sync.roles import Role
 from holdfast.units import CHUNK_BYTES, MIB, VolumeId
 
 LOOK_S = 2.0

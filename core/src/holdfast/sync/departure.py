@@ -22,7 +22,7 @@ from holdfast.sync.leg import Leg, Phase
 from holdfast.units import CopyId
 
 if TYPE_CHECKING:
-    from holdfast.sync.member import GroupMember
+    from holdfast.sync.roles import Roles
 
 STOP_PATIENCE_S = 5.0
 """How long a handover may take before the primary goes on, or stops all the same."""
@@ -36,7 +36,7 @@ LEAVE_PATIENCE_S = 1.0
 class Departure:
     """The planned changes of one member."""
 
-    member: GroupMember
+    roles: Roles
     handover: Handover | None = None
     _handover_since: float = 0.0
     _stopping_since: float | None = None
@@ -55,7 +55,7 @@ class Departure:
 
     def hand_over(self, event: Handover, now: Instant) -> None:
         """An operator wants another copy to be primary; one that stops hands over anyway."""
-        if self.member.primary is not None and not self.stopping:
+        if self.roles.primary is not None and not self.stopping:
             self.handover = event
             self._handover_since = now.mono
 
@@ -67,7 +67,7 @@ class Departure:
 
     def advance(self, now: Instant, out: list[Effect]) -> None:
         """Begin or give up what a primary has to do."""
-        primary, healing = self.member.primary, self.member.healing
+        primary, healing = self.roles.primary, self.roles.healing
         assert primary is not None
         assert healing is not None
         if not self.under_way and primary.serving and now.mono >= self._vacate_at:
@@ -87,10 +87,10 @@ class Departure:
         if not primary.draining:
             primary.draining = True
             primary.holds += 1
-        assert self.member.keeper is not None
+        assert self.roles.keeper is not None
         # Every acknowledgement may be the one that was waited for; consumers wait until it is seen.
-        self.member.keeper.review = True
-        if now.mono - self._handover_since > STOP_PATIENCE_S and self.member.asking.wanted is None:
+        self.roles.keeper.review = True
+        if now.mono - self._handover_since > STOP_PATIENCE_S and self.roles.asking.wanted is None:
             self._abandon(now, out)
 
     def desired(self, now: Instant) -> GroupRecord | None:
@@ -99,12 +99,12 @@ class Departure:
         if relief is not None:
             return relief
         target = self._target()
-        primary = self.member.primary
+        primary = self.roles.primary
         if self.handover is None or target is None or primary is None or not self._drained():
             return None
         primary.stopped = True
         return membership.hand_over(
-            self.member.ctx.record, target, leave=self.handover.leave, wall=now.wall
+            self.roles.ctx.record, target, leave=self.handover.leave, wall=now.wall
         )
 
     def on_stepped_down(self, out: list[Effect]) -> None:
@@ -115,7 +115,7 @@ class Departure:
 
     def leave(self, now: Instant, out: list[Effect]) -> None:
         """A replica tells the primary, then waits a moment for the record to say so."""
-        member, replica = self.member, self.member.replica
+        replica = self.roles.replica
         assert self._stopping_since is not None
         if self._in_place:
             self.rest(out)
@@ -123,20 +123,19 @@ class Departure:
         if replica.link is not None and not replica.leaving:
             replica.leaving = True
             reason = FaultReason.REMOVED.value
-            failed = CopyFailed(member.ctx.epoch, reason, "its node is stopping")
+            failed = CopyFailed(self.roles.ctx.epoch, reason, "its node is stopping")
             out.append(Send(replica.link, (failed,)))
         if replica.link is None or now.mono - self._stopping_since > LEAVE_PATIENCE_S:
             self.rest(out)
 
     def rest(self, out: list[Effect]) -> None:
         """Come to rest: dirty maps first, then the superblock, clean if nothing is suspect."""
-        member = self.member
-        ctx, disk = member.ctx, member.ctx.disk
+        ctx, disk = self.roles.ctx, self.roles.ctx.disk
         ctx.peers.unfollow(ctx.record.volume)
         for copy in ctx.absent:
             ctx.save_map(copy, out)
-        clean = not member.failure and disk.idle and not disk.window and not disk.pinned
-        member.end()
+        clean = not self.roles.failure and disk.idle and not disk.window and not disk.pinned
+        self.roles.end()
         out.append(
             Stopped(
                 attrs.evolve(
@@ -154,8 +153,7 @@ class Departure:
         What is under way cannot drain. Unanswered requests are the consumers' to send again, and
         what may differ is in the windows, as after any failover (R6).
         """
-        member = self.member
-        primary, ctx = member.primary, member.ctx
+        primary, ctx = self.roles.primary, self.roles.ctx
         if primary is None or not primary.serving:
             return None
         patience = ctx.peers.timing.ack_timeout_s
@@ -174,7 +172,7 @@ class Departure:
     # -- inside -----------------------------------------------------------------------------------
 
     def _target(self) -> CopyId | None:
-        primary = self.member.primary
+        primary = self.roles.primary
         if self.handover is None or primary is None:
             return None
         for leg in primary.legs.values():
@@ -183,29 +181,29 @@ class Departure:
         return None
 
     def _drained(self) -> bool:
-        primary = self.member.primary
+        primary = self.roles.primary
         assert primary is not None
         return (
             primary.serving
             and primary.idle
-            and self.member.ctx.disk.idle
+            and self.roles.ctx.disk.idle
             and all(not leg.unacked for leg in primary.legs.values() if leg.in_sync)
         )
 
     def _abandon(self, now: Instant, out: list[Effect]) -> None:
-        primary = self.member.primary
+        primary = self.roles.primary
         assert primary is not None
         self.handover = None
         primary.draining = primary.stopped = False
         primary.holds -= 1
         note = "No replica could take over; this node goes on."
-        self.member.ctx.note("handover-failed", note, out)
+        self.roles.ctx.note("handover-failed", note, out)
         primary.release(now, out)
         if self._stopping_since is not None:
             self._stop_primary(out)
 
     def _stop_primary(self, out: list[Effect]) -> None:
-        self.member.lay_down("This node is stopping.", "stopping", out)
+        self.roles.lay_down("This node is stopping.", "stopping", out)
         self.rest(out)
 
 

@@ -110,6 +110,12 @@ class ReplicaRole:
         self._answers.clear()
         self.reader.end()
 
+    def close_link(self, why: str, out: list[Effect]) -> None:
+        """Cut the stream, if there is one."""
+        if self.link is not None:
+            out.append(CloseLink(self.link, why))
+            self.on_link_lost()
+
     def on_messages(self, messages: Sequence[Message], now: Instant, out: list[Effect]) -> None:
         """Take messages of the stream, in order."""
         for message in messages:
@@ -318,5 +324,4 @@ class ReplicaRole:
     def _refuse(self, refusal: Refused, out: list[Effect]) -> None:
         if self.link is not None:
             out.append(Send(self.link, (refusal,)))
-            out.append(CloseLink(self.link, refusal.sentence))
-        self.on_link_lost()
+            self.close_link(refusal.sentence, out)

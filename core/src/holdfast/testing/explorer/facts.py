@@ -6,8 +6,9 @@ from attrs import frozen
 
 from holdfast.model import Access
 from holdfast.sync.leg import Phase
-from holdfast.sync.member import GroupMember, Role
+from holdfast.sync.member import GroupMember
 from holdfast.sync.peers import NEVER, Peers
+from holdfast.sync.roles import Role
 from holdfast.testing.explorer.site import NOW, VOLUME, Shape, Site
 from holdfast.testing.simulation.disk import ZERO_BLOCK, CopyDisk
 from holdfast.testing.simulation.history import value_of

@@ -105,7 +105,7 @@ class Sites:
             if site.member is not None:
                 # The one cycle in a site; without it nothing is left for the garbage collector,
                 # which `search.py` turns off because it would look through all states again.
-                site.member.departure.member = None  # type: ignore[assignment]
+                site.member.departure.roles = None  # type: ignore[assignment]
         return known
 
 

@@ -15,7 +15,7 @@ from attrs import define, evolve, field, frozen
 
 from holdfast.messages import Request, RequestKind
 from holdfast.model import Access, CopyState, GroupRecord
-from holdfast.sync.member import Role
+from holdfast.sync.roles import Role
 from holdfast.testing.simulation import faults as flt
 from holdfast.testing.simulation.disk import ZERO_BLOCK
 from holdfast.testing.simulation.history import Value, value_of

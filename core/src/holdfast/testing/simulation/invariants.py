@@ -16,7 +16,7 @@ from holdfast.messages import Reply, RequestKind
 from holdfast.model import Access, CopyState, GroupRecord, Member
 from holdfast.sync.context import Context
 from holdfast.sync.healing import view_of
-from holdfast.sync.member import Role
+from holdfast.sync.roles import Role
 from holdfast.testing.simulation import rot
 from holdfast.testing.simulation.disk import ZERO_BLOCK, CopyDisk
 from holdfast.testing.simulation.history import NEVER, VolumeHistory, value_of

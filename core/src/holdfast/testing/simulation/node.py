@@ -26,9 +26,9 @@ from holdfast.messages import (
 )
 from holdfast.model import CopyState, GroupRecord, Member, NodeRecord, VolumeSpec
 from holdfast.sync import events as ev
-from holdfast.sync.member import Role
 from holdfast.sync.opening import open_member
 from holdfast.sync.peers import Peers
+from holdfast.sync.roles import Role
 from holdfast.testing.simulation.clock import Clock
 from holdfast.testing.simulation.disk import CopyDisk, hash_of
 from holdfast.testing.simulation.network import End

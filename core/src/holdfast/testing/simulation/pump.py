@@ -19,8 +19,9 @@ from holdfast.messages import Extent, Replies, Reply, Request, RequestKind, pack
 from holdfast.model import GroupRecord
 from holdfast.sync import events as ev
 from holdfast.sync.events import Event, LinkId
-from holdfast.sync.member import GroupMember, Role
+from holdfast.sync.member import GroupMember
 from holdfast.sync.opening import opened
+from holdfast.sync.roles import Role
 from holdfast.testing.simulation.disk import CopyDisk
 from holdfast.testing.simulation.invariants import Violation
 from holdfast.testing.simulation.network import End

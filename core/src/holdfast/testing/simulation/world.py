@@ -20,8 +20,8 @@ from holdfast.messages import Request, RequestKind
 from holdfast.model import CopyState, GroupRecord, Member, VolumeSpec
 from holdfast.sync.events import ForcePromote
 from holdfast.sync.healing import PolicyOf
-from holdfast.sync.member import Role
 from holdfast.sync.peers import Timing
+from holdfast.sync.roles import Role
 from holdfast.testing.simulation import history as hist
 from holdfast.testing.simulation import rot
 from holdfast.testing.simulation.clock import Clock
