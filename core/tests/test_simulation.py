@@ -102,7 +102,7 @@ def test_a_seed_gives_the_same_run_twice() -> None:
 def test_a_seed_gives_the_same_run_whatever_the_hash_seed() -> None:
     script = (
         "from holdfast.testing.simulation.runner import run_seed\n"
-        "print([run_seed(seed).digest for seed in range(1, 6)])"
+        "print([run_seed(seed).digest for seed in (1, 2, 62, 73, 89)])"
     )
     said = {
         subprocess.run(
@@ -112,7 +112,7 @@ def test_a_seed_gives_the_same_run_whatever_the_hash_seed() -> None:
             capture_output=True,
             text=True,
         ).stdout
-        for hash_seed in ("1", "2", "77")
+        for hash_seed in ("1", "2", "3")
     }
     assert len(said) == 1
 

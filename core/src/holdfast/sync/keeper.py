@@ -95,8 +95,8 @@ class Keeper:
                 self._change_state(leg, member, now, out)
         for leg in legs.values():
             leg.counted_on = False
-        needed = frozenset(leg.node for leg in legs.values() if leg.in_sync or leg.joining)
-        ctx.peers.revoke(ctx.record.volume, keep=needed)
+        needed = [leg.node for leg in legs.values() if leg.in_sync or leg.joining]
+        ctx.peers.revoke(ctx.record.volume, keep=frozenset(needed))
         for node in needed:
             ctx.peers.grant(node, ctx.record.volume, ctx.record.epoch)
         self.primary.require()
