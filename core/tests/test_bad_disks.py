@@ -30,6 +30,20 @@ def test_what_the_primary_cannot_read_is_served_from_a_replica_and_repaired() ->
     assert writer.write(0, b"y") == 0, "writes go on"
 
 
+def test_a_repair_holds_nobody_longer_than_a_copy_may_take_to_answer() -> None:
+    """R12: the copy that was asked first never answers, and is lost; the other one has the bytes."""
+    group = Group(2)
+    writer = group.attach()
+    assert writer.write(0, b"x") == 0
+    disk_of(group, group.primary_node).unreadable = {0}
+    process = group.world.machines[group.replica_nodes[0]].process
+    assert process is not None
+    process.pumps[VOLUME].stalled_until = group.world.now + 1000.0
+    read = writer.ask(RequestKind.READ, 0)
+    assert writer.write(BLOCK_BYTES * 40, b"z") == 0
+    assert bytes(writer.answer(read).data) == b"x" * BLOCK_BYTES
+
+
 def test_a_read_over_several_chunks_is_put_together() -> None:
     group = Group(1)
     writer = group.attach()

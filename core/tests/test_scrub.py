@@ -6,6 +6,7 @@ from core.tests.groups import VOLUME, Attached, Group
 from holdfast.errors import FaultReason
 from holdfast.messages import RequestKind
 from holdfast.sync import events as ev
+from holdfast.sync.verify import VerifyJob
 from holdfast.testing.simulation.disk import CopyDisk
 from holdfast.testing.simulation.pump import _CARRY, Pump
 from holdfast.units import BLOCK_BYTES, CHUNK_BYTES, MIB, NodeName
@@ -134,3 +135,48 @@ def test_a_scrub_ends_with_the_disk_of_its_primary(outcomes: list[ev.Verified]) 
     group.feed(ev.Verify(7, repair=True, pace_s=0.2))
     group.feed(ev.DiskFailed(FaultReason.IO_ERROR, "the disk fails"))
     group.until(lambda: any(told.failed for told in outcomes), "the word that there is no outcome")
+
+
+def scrub_that_holds(group: Group) -> tuple[Attached, VerifyJob]:
+    """Return a scrub that holds writes and waits for the hashes of the copies."""
+    writer = filled(group)
+    disk_of(group, group.replica_nodes[0]).rot(160)
+    group.feed(ev.Verify(7, repair=True))
+    assert group.member is not None
+    assert group.member.keeper is not None
+    (job,) = group.member.keeper.verifying
+    limit = group.world.now + 20.0
+    while not (job.holding and job.batch):
+        assert group.world.now < limit, "no scrub holds writes"
+        group.world.step()
+    return writer, job
+
+
+def pump_of(group: Group, node: NodeName) -> Pump:
+    process = group.world.machines[node].process
+    assert process is not None
+    return process.pumps[VOLUME]
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_scrub_holds_nobody_longer_than_a_copy_may_take_to_answer(
+    replicas: int, outcomes: list[ev.Verified]
+) -> None:
+    """R12: a copy whose disk stands still beside its heartbeats is lost, whoever waits for it."""
+    group = Group(replicas, size_bytes=SIZE)
+    writer, _ = scrub_that_holds(group)
+    pump_of(group, group.replica_nodes[0]).stalled_until = group.world.now + 1000.0
+    assert writer.write(0, b"z") == 0
+    group.until(lambda: has_ended(outcomes), "the outcome")
+
+
+def test_a_copy_whose_link_breaks_and_is_resumed_is_waited_for_no_more(
+    outcomes: list[ev.Verified],
+) -> None:
+    group = Group(1, size_bytes=SIZE)
+    writer, _ = scrub_that_holds(group)
+    replica = group.replica_nodes[0]
+    pump_of(group, group.primary_node).stalled_until = group.world.now + 1.0
+    group.world.network.reset(group.primary_node, replica)
+    assert writer.write(0, b"z") == 0
+    group.until(lambda: has_ended(outcomes), "the outcome")

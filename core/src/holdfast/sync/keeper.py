@@ -247,7 +247,8 @@ class Keeper:
             elif now.mono - since > timing.lease_s:
                 self._fault(leg, FaultReason.LINK_LOST, "no stream to it could be opened")
             return
-        if leg.unacked or leg.growing or (leg.job is not None and leg.job.asking):
+        asked = leg.job is not None and leg.job.asking
+        if leg.unacked or leg.growing or asked or self._holds_for(leg):
             patience = timing.ack_timeout_s
             if leg.in_sync and self.primary.others_in_sync() == 1:
                 patience *= 2
@@ -257,6 +258,9 @@ class Keeper:
                     FaultReason.ACK_TIMEOUT,
                     f"it has acknowledged nothing for {patience:.0f} s",
                 )
+
+    def _holds_for(self, leg: Leg) -> bool:
+        return self.mending.awaits(leg) or any(job.awaits(leg) for job in self.verifying)
 
     def _fault(self, leg: Leg, reason: FaultReason, sentence: str) -> None:
         if leg.fault is not None or leg.state is CopyState.OFFLINE:

@@ -66,6 +66,10 @@ class Mending:
         """Whether there is anything to do."""
         return bool(self._wanted) or self._holding
 
+    def awaits(self, leg: Leg) -> bool:
+        """Whether writes are held until `leg` has answered."""
+        return self._fetch is not None and self._fetch.source == leg.copy
+
     def add(
         self, link: LinkId, requests: Sequence[Request], now: Instant, out: list[Effect]
     ) -> None:
@@ -99,7 +103,7 @@ class Mending:
                     return
                 self._fetch = None
             if len(self._parts) < len(_chunks(self._wanted[0])):
-                if not self._ask(out):
+                if not self._ask(now, out):
                     return
             elif not self._answer(now, out):
                 return
@@ -141,7 +145,7 @@ class Mending:
         self._failed.clear()
         self._fetch = None
 
-    def _ask(self, out: list[Effect]) -> bool:
+    def _ask(self, now: Instant, out: list[Effect]) -> bool:
         """Ask a copy for the next chunk; return False when one must be waited for."""
         ctx = self.primary.ctx
         chunk = _chunks(self._wanted[0])[len(self._parts)]
@@ -152,6 +156,7 @@ class Mending:
         for leg in others:
             if leg.phase is Phase.STREAMING:
                 self._fetch = _Fetch(chunk, leg.copy, ctx.token(), ctx.token())
+                leg.progress_at = now.mono
                 leg.send(ReadQuery(ctx.epoch, self._fetch.read_id, offset, length), out)
                 leg.send(HashQuery(ctx.epoch, self._fetch.hash_id, 0, (chunk,)), out)
                 return False

@@ -87,13 +87,13 @@ class VerifyJob:
             return
         primary = self.primary
         if self._wanted:
-            self._fetch(out)
+            self._fetch(now, out)
         elif self.next_chunk < self.chunks:
             if now.mono < self._next_at:
                 return
             self._next_at = now.mono + self.pace_s
             stop = min(self.next_chunk + BATCH_CHUNKS, self.chunks)
-            self._ask(tuple(range(self.next_chunk, stop)), out)
+            self._ask(tuple(range(self.next_chunk, stop)), now, out)
             self.next_chunk = stop
         elif self.doubts:
             if not self.holding:
@@ -103,7 +103,7 @@ class VerifyJob:
                 batch = tuple(
                     self.doubts.popleft() for _ in range(min(len(self.doubts), BATCH_CHUNKS))
                 )
-                self._ask(batch, out)
+                self._ask(batch, now, out)
         else:
             self._end(now, out)
 
@@ -112,7 +112,7 @@ class VerifyJob:
 
     # -- comparing --------------------------------------------------------------------------------
 
-    def _ask(self, batch: tuple[int, ...], out: list[Effect]) -> None:
+    def _ask(self, batch: tuple[int, ...], now: Instant, out: list[Effect]) -> None:
         ctx = self.primary.ctx
         self.batch = batch
         self._tokens.clear()
@@ -122,6 +122,9 @@ class VerifyJob:
             for leg in self.primary.legs.values()
             if leg.in_sync and leg.phase is Phase.STREAMING
         )
+        if self.holding:
+            for leg in self.asked:
+                leg.progress_at = now.mono
         for level in _LEVELS:
             token = ctx.token()
             self._tokens[token] = level
@@ -211,7 +214,7 @@ class VerifyJob:
 
     # -- repairing --------------------------------------------------------------------------------
 
-    def _fetch(self, out: list[Effect]) -> None:
+    def _fetch(self, now: Instant, out: list[Effect]) -> None:
         """Read the good bytes of the next chunk; writes are held, so they stay good."""
         ctx = self.primary.ctx
         chunk, source, expected = self._wanted.popleft()
@@ -226,6 +229,7 @@ class VerifyJob:
         if leg is None or leg.phase is not Phase.STREAMING:
             self._fetching = None
         else:
+            leg.progress_at = now.mono
             leg.send(ReadQuery(ctx.epoch, token, offset, length), out)
 
     def on_bytes(self, token: int, data: bytes, now: Instant, out: list[Effect]) -> bool:
@@ -249,6 +253,17 @@ class VerifyJob:
 
     # -- ends -------------------------------------------------------------------------------------
 
+    def awaits(self, leg: Leg) -> bool:
+        """Whether writes are held until `leg` has answered."""
+        if self._fetching is not None:
+            return self._fetching.source == leg.copy
+        return (
+            self.holding
+            and bool(self.batch)
+            and any(other.copy == leg.copy for other in self.asked)
+            and any((leg.copy, level) not in self._hashes for level in _LEVELS)
+        )
+
     def on_leg_changed(self, now: Instant, out: list[Effect]) -> None:
         """A leg was lost or dropped; what was waited for from it will not come."""
         repair = self._fetching
@@ -256,6 +271,8 @@ class VerifyJob:
             leg = self.primary.legs.get(repair.source)
             if leg is None or leg.phase is not Phase.STREAMING:
                 self._fetching = None
+        # One whose link was resumed meanwhile has forgotten what it was asked.
+        self.asked = tuple(self._alive())
         if self.batch:
             self._compare(now, out)
 
