@@ -22,7 +22,7 @@ TEXTS = [
     *sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.toml")),
 ]
 PYTHON = [path for path in TEXTS if path.suffix == ".py"]
-SOURCES = [path for path in PYTHON if "src" in path.parts and "tests" not in path.parts]
+SOURCES = [path for path in PYTHON if {"src", "tests"} & {*path.relative_to(ROOT).parts} == {"src"}]
 
 LINE_CHARACTERS_MAX = 110
 """The formatter breaks code at 100; a sentence may need a word more than that."""
