@@ -9,6 +9,7 @@ from pathlib import Path
 from tests.harness.cluster import CommandFailedError, RunningCluster
 
 from benchmarks.peers import PeerError, Server
+from holdfast.errors import HoldfastError
 
 REPLICAS = 2
 
@@ -25,7 +26,7 @@ def holdfast(folder: Path, size: int, *, config: str = "") -> Iterator[Server]:
             pids = tuple(cluster.pid(name) for name in cluster.names)
             uri = cluster.url("bench", cluster.primary("bench"))
             yield Server(uri, pids, copies=REPLICAS + 1)
-    except CommandFailedError as error:
+    except (CommandFailedError, HoldfastError) as error:
         raise PeerError(str(error)) from error
 
 

@@ -47,7 +47,7 @@ class PowerCuts:
         """Cut the power of `role`, start what lost it, check, and return what to tell."""
         cluster = self.powered.cluster
         dice = random.Random(f"{self.seed}/{number}/{role}")
-        uri = cluster.address(VOLUME, cluster.names[-1])
+        uri = cluster.url(VOLUME, cluster.names[-1])
         seed = dice.randrange(1 << 32)
         # Reads in between would take a lost write for what it is only if it had been flushed.
         with Writer(uri, BLOCKS, fua=True, seed=seed, continues=self.books) as writer:
@@ -67,7 +67,7 @@ class PowerCuts:
         lost = writer.books.verify(uri)
         assert not outcome.errors, outcome.errors[:3]
         assert not lost, f"{len(lost)} lost, such as {lost[:3]}"
-        cluster.compare(VOLUME)
+        cluster.verify(VOLUME)
         return (
             f"power of {', '.join(victims)}: {outcome.writes} writes, "
             f"longest pause {outcome.longest_pause_s:.2f} s, all equal {healthy_s:.1f} s later"

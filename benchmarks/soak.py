@@ -72,7 +72,7 @@ class Soak:
             spared = dice.sample(self.cluster.names, 2)
             writers = {}
             for volume in VOLUMES:
-                uri = self.cluster.address(volume, dice.choice(spared))
+                uri = self.cluster.url(volume, dice.choice(spared))
                 writer = Writer(
                     *(uri, SIZE_MIB * 256),
                     depth=8,
@@ -107,12 +107,12 @@ class Soak:
 
     def _check(self, volume: str, writer: Writer) -> None:
         self.cluster.wait_healthy(volume, 180)
-        reader = self.cluster.address(volume, self._dice.choice(self.cluster.names))
+        reader = self.cluster.url(volume, self._dice.choice(self.cluster.names))
         lost, outcome = writer.books.verify(reader), writer.outcome
         assert not outcome.errors, f"{volume}: {outcome.errors[:3]}"
         assert not outcome.wrong_reads, f"{volume}: {outcome.wrong_reads[:3]}"
         assert not lost, f"{volume}, seed {writer.seed}: {len(lost)} lost, such as {lost[:3]}"
-        self.cluster.compare(volume)
+        self.cluster.verify(volume)
 
     # -- faults ------------------------------------------------------------------------------------
 

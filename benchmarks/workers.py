@@ -32,7 +32,7 @@ def measure(
         *("--time_based", f"--runtime={runtime_s}", "--ramp_time=1", "--output-format=json"),
     ]
     for name in names:
-        uri = cluster.address(name, cluster.primary(name))
+        uri = cluster.url(name, cluster.primary(name))
         words += [f"--name={name}", f"--uri={uri}", f"--size={SIZE_MIB}m"]
     done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=600)
     report = json.loads(done.stdout[done.stdout.index("{") :])

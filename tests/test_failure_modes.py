@@ -93,7 +93,7 @@ def wait_access(cluster: RunningCluster, name: str, access: str) -> None:
 def test_cells_of_the_table_and_how_a_shortage_ends(cluster: RunningCluster) -> None:
     with ExitStack() as stack:
         volumes = {
-            name: stack.enter_context(NbdConnection(cluster.address(name, "n1"))) for name in MODES
+            name: stack.enter_context(NbdConnection(cluster.url(name, "n1"))) for name in MODES
         }
         for volume in volumes.values():
             assert tried(volume) == (0, 0)
@@ -159,7 +159,7 @@ def the_replicas_come_back(cluster: RunningCluster, volumes: Mapping[str, NbdCon
         helps = cluster.ask("explain", name)["help"]
         assert any("Attach it anew" in each["sentence"] for each in helps)
         volumes[name].close()
-        with NbdConnection(cluster.address(name, "n1")) as anew:
+        with NbdConnection(cluster.url(name, "n1")) as anew:
             assert tried(anew) == (0, 0), name
         cluster.wait_healthy(name)
     made = cluster.run("volume", "create", "warned", "--size", "4MiB", "--replicas", "3")

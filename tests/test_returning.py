@@ -70,7 +70,7 @@ def test_of_a_returning_copy_and_its_replacement_the_one_that_differs_less_is_ke
     wait_until(lambda: cluster.replicas("db") == [victim], 60, "the copy that returned")
     wait_until(lambda: nodes_of(cluster) == {primary, victim}, 20, "the other to go")
     assert verdicts(cluster) == [(victim, spare)]
-    cluster.compare("db")
+    cluster.verify("db")
 
     cluster.kill(victim)
     shutil.rmtree(cluster.node(victim).data / "copies")
@@ -120,7 +120,7 @@ def check(cluster: RunningCluster, content: dict[int, bytes]) -> None:
     with NbdConnection(cluster.url("db", cluster.names[1])) as volume:
         for chunk, data in content.items():
             assert volume.call(Command.READ, chunk * CHUNK_BYTES, CHUNK_BYTES) == data, chunk
-    cluster.compare("db")
+    cluster.verify("db")
 
 
 def lose(cluster: RunningCluster, node: str) -> None:
@@ -187,4 +187,4 @@ def test_a_cluster_without_a_spare_node_heals_when_one_appears(start_cluster: St
         volume.call(Command.WRITE, CHUNK_BYTES, data=b"y" * CHUNK_BYTES)
     cluster.start(victim)
     wait_until(lambda: nodes_of(cluster) == {primary, spare}, 20, "the old copy to go")
-    cluster.compare("db")
+    cluster.verify("db")

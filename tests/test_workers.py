@@ -56,7 +56,7 @@ def written(
     cluster: RunningCluster, volume: str, node: str, continues: Books | None = None
 ) -> Iterator[Writer]:
     """Write while the context lasts; afterwards nothing that was acknowledged may be missing."""
-    uri = cluster.address(volume, node)
+    uri = cluster.url(volume, node)
     with Writer(
         *(uri, BLOCKS),
         seed=SEED,

@@ -1,8 +1,9 @@
-"""A local cluster of real node processes, driven by the command line, and the faults done to it.
+"""A local cluster of real node processes, driven as an operator would, and the faults done to it.
 
-Everything that an operator would do goes through `holdfast`; only questions that are asked many times
-a second go to a control socket directly. Whatever happens in a test, leaving the context ends every
-process that belongs to the cluster's folder.
+What a test is about goes through `holdfast`, in a process of its own. Half of such a command's second
+are imports; so what every test does many times (starting and stopping nodes, comparing copies, asking
+who is primary) takes the way below the command line: the supervisor and the control socket. Whatever
+happens in a test, leaving the context ends every process that belongs to the cluster's folder.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import attrs
 from tests.harness.waiting import wait_until
 
 from holdfast.errors import HoldfastError, UnavailableError
+from holdfast.node import supervisor
 from holdfast.node.local_cluster import LocalCluster, LocalNode
 from holdfast.node.ports import choosing, free_port
 from holdfast.node.processes import is_alive, send, wait_gone
@@ -152,12 +154,11 @@ class RunningCluster:
             self._open()
             if self.prepare is not None:
                 self.prepare(self)
-        self.do("up", "--detach")
-        self._open()
+        self._start(*self._opened.nodes)
 
     def down(self) -> None:
         """Stop all nodes in order."""
-        self.do("down")
+        supervisor.stop(self._opened.nodes, handover=False)
 
     def create(self, name: str, size: str = "64MiB", *words: str, replicas: int = 2) -> Json:
         """Make a volume, wait until all its copies are in sync, and return its status."""
@@ -168,17 +169,12 @@ class RunningCluster:
         return made
 
     def url(self, name: str, node: str | None = None) -> str:
-        """Return the NBD URI of a volume at a node."""
-        words = () if node is None else ("--node", node)
-        return self.do("volume", "url", name, *words).strip()
-
-    def address(self, name: str, node: str) -> str:
-        """Return what `url` does, from the node's configuration: many times as fast."""
-        listen = self.node(node).settings()["frontend"]["nbd"]["listen"]
+        """Return the NBD URI of a volume at a node, or at its primary's."""
+        listen = self.node(node or self.primary(name)).settings()["frontend"]["nbd"]["listen"]
         return f"nbd://{listen}/{name}"
 
-    def compare(self, name: str, deadline_s: float = 180.0) -> Json:
-        """Do what `verify` does by the control socket of a node that answers.
+    def verify(self, name: str, deadline_s: float = 180.0) -> Json:
+        """Compare all copies; they must be equal.
 
         On a busy machine a copy may be dropped again just then; it is waited for.
         """
@@ -192,12 +188,6 @@ class RunningCluster:
 
         result = wait_until(compared, deadline_s, f"all copies of {name} to be compared")
         assert result is not None
-        assert result["equal"], result
-        return result
-
-    def verify(self, name: str) -> Json:
-        """Compare all copies; raises `CommandFailedError` when they differ."""
-        result: Json = self.ask("volume", "verify", name, timeout_s=300)
         assert result["equal"], result
         return result
 
@@ -304,11 +294,11 @@ class RunningCluster:
 
     def start(self, name: str) -> None:
         """Start a node and return when it is ready."""
-        self.do("node", "start", name)
+        self._start(self.node(name))
 
     def stop(self, name: str) -> None:
         """Stop a node in order."""
-        self.do("node", "stop", name)
+        supervisor.stop([self.node(name)], handover=True)
 
     # --- ending --------------------------------------------------------------------------------
 
@@ -347,6 +337,10 @@ class RunningCluster:
                     text, count = re.subn(key, rf"\g<1>{port}", text, flags=re.MULTILINE)
                     assert count == 1, text
                 node.config.write_text(text)
+
+    def _start(self, *nodes: LocalNode) -> None:
+        with self._opened.locked(), choosing():
+            supervisor.start(nodes)
 
     def _open(self) -> None:
         self._cluster = LocalCluster.open(self.dir)
