@@ -222,6 +222,29 @@ def test_a_process_counts_only_when_it_lives_and_is_the_one_meant(tmp_path: Path
     assert processes.read_pid(pid_file) is None
 
 
+THREADS = """
+import socket, threading, time
+server = socket.create_server(("127.0.0.1", 0))
+for _ in range(20):
+    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+print(server.getsockname()[1], flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_process_has_ended_when_its_last_thread_has() -> None:
+    """Its first one may be a zombie while the others still hold what it listens on."""
+    for _ in range(5):
+        program = [sys.executable, "-c", THREADS]
+        with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            port = int(child.stdout.readline())
+            child.kill()
+            while processes.is_alive(child.pid):  # Asked at once: the gap is short.
+                pass
+            assert ports.is_free(port)
+
+
 def test_waiting_gives_back_what_still_lives() -> None:
     program = [sys.executable, "-c", "import time; time.sleep(60)"]
     with subprocess.Popen(program) as child:

@@ -27,7 +27,10 @@ def is_alive(pid: int, *, argument: str = "") -> bool:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         # The state is the first field after the name, which stands in brackets and may hold any.
-        if stat.rpartition(")")[2].split()[0] in {"Z", "X"}:
+        fields = stat.rpartition(")")[2].split()
+        # The first thread is a zombie while others, of which it knows the number, still end; until
+        # the last of them has, files and ports are not free. Source: proc_pid_stat(5), num_threads.
+        if fields[0] in {"Z", "X"} and int(fields[17]) <= 1:
             return False
         arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except (OSError, IndexError):
