@@ -10,12 +10,13 @@ import pytest
 
 from holdfast.errors import CopyError
 from holdfast.local.copy_store import FileCopyStore, create_copy
-from holdfast.messages import Op, OpKind, Request, RequestKind
+from holdfast.messages import DATA_LEVEL, Op, OpKind, Request, RequestKind
 from holdfast.node import disk_work
 from holdfast.node.disk_work import FLUSH_FEW_BYTES, FLUSH_QUICK_S, DiskWork
 from holdfast.sync import events as ev
 from holdfast.sync.events import Event
-from holdfast.units import MIB, CopyId, Sequence, VolumeId
+from holdfast.sync.hashlist import ZERO_HASH, chunk_hash
+from holdfast.units import CHUNK_BYTES, MIB, CopyId, Sequence, VolumeId
 
 pytestmark = pytest.mark.anyio
 
@@ -81,6 +82,34 @@ async def test_a_flush_runs_on_the_loop_only_where_flushes_take_no_time(
         work.close()
         await work.drain()
     assert not failures
+
+
+async def test_holes_are_not_read_to_be_hashed(
+    store: FileCopyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: asyncio.Queue[Event] = asyncio.Queue()
+    key = bytes(32)
+    zeros, data = bytes(CHUNK_BYTES), b"d" * CHUNK_BYTES
+    store.mark_regions([0])
+    ops = [
+        Op(int(OpKind.WRITE), n * CHUNK_BYTES, CHUNK_BYTES, d) for n, d in ((1, data), (3, zeros))
+    ]
+    store.apply(ops)
+    read_now, read = store.read, []
+
+    def noted(offset: int, length: int) -> bytes:
+        read.append(offset // CHUNK_BYTES)
+        return read_now(offset, length)
+
+    monkeypatch.setattr(store, "read", noted)
+    with ThreadPoolExecutor(1) as executor:
+        work = DiskWork(store, executor, events.put_nowait, lambda _: None, lambda _: None)
+        work.hash(ev.HashDisk(5, DATA_LEVEL, range(5)))
+        hashed = [ZERO_HASH, chunk_hash(data, key), *[ZERO_HASH] * 3]
+        assert await events.get() == ev.HashesDone(5, b"".join(hashed))
+        assert read == [1, 3]
+        work.close()
+        await work.drain()
 
 
 async def test_what_a_write_overtakes_while_a_thread_reads_it_is_no_answer(
