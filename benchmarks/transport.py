@@ -1,9 +1,10 @@
-"""Measures the transport `tcp` alone: two processes over loopback, no disk, no replication logic.
+"""Measures a transport alone: two processes over loopback, no disk, no replication logic.
 
 One process sends batches as a primary does, the other answers each wake-up with one cumulative
 acknowledgement as a copy does. Run it on an otherwise idle machine:
 
     python benchmarks/transport.py --seconds 3
+    python benchmarks/transport.py --transport nvme-tcp
 """
 
 from __future__ import annotations
@@ -17,16 +18,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import attrs
 import uvloop
 
 from holdfast.errors import HoldfastError
-from holdfast.interfaces.transport import Link
+from holdfast.interfaces.transport import Link, Transport
 from holdfast.messages import Ack, Batch, Hello, Message, Op, OpKind, PeerHello
 from holdfast.units import KIB, MIB, Epoch, NodeName
 from holdfast.units import Sequence as Place
-from holdfast_transport_tcp import TcpOptions, TcpTransportDriver
+from holdfast_transport_nvmeof import NvmeTcpTransportDriver
+from holdfast_transport_tcp import TcpTransportDriver
 
 EPOCH = Epoch(1)
 
@@ -127,10 +130,20 @@ class Sender:
             self.done.set_exception(error)
 
 
-async def _answer(compression: str) -> None:
-    transport = await TcpTransportDriver.open(
-        TcpOptions(port=0, compression=compression), "bench", "copy"
-    )
+DRIVERS: dict[str, Any] = {"tcp": TcpTransportDriver, "nvme-tcp": NvmeTcpTransportDriver}
+COMPRESSIONS = ["none", "lz4", "zstd"]
+"""What `tcp` offers."""
+
+
+async def _open(driver: str, compression: str, node: str) -> Transport:
+    chosen = DRIVERS[driver]
+    more = {"compression": compression} if driver == "tcp" else {}
+    opened: Transport = await chosen.open(chosen.Options(port=0, **more), "bench", node)
+    return opened
+
+
+async def _answer(driver: str, compression: str) -> None:
+    transport = await _open(driver, compression, "copy")
 
     def accept(link: Link, _hello: Hello) -> Answerer:
         return Answerer(link)
@@ -158,11 +171,9 @@ def _payloads(size: int, data: str) -> list[bytes]:
     return [one() for _ in range(16)]
 
 
-async def _send(address: str, compression: str, data: str, seconds: float) -> None:
+async def _send(driver: str, address: str, compression: str, data: str, seconds: float) -> None:
     for load in LOADS:
-        transport = await TcpTransportDriver.open(
-            TcpOptions(port=0, compression=compression), "bench", "primary"
-        )
+        transport = await _open(driver, compression, "primary")
         sender = Sender(load, _payloads(load.op_bytes, data), seconds)
         link = await transport.connect(
             address, PeerHello("bench", NodeName("primary"), "s"), sender
@@ -187,16 +198,19 @@ def main() -> None:
     """Run every load with every compression, or the one that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--compression", action="append", choices=["none", "lz4", "zstd"])
+    parser.add_argument("--transport", default="tcp", choices=sorted(DRIVERS))
+    parser.add_argument("--compression", action="append", choices=COMPRESSIONS)
     parser.add_argument("--data", action="append", choices=["random", "half", "text"])
     parser.add_argument("--answer", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    driver: str = arguments.transport
     if arguments.answer:
-        uvloop.run(_answer(arguments.answer))
+        uvloop.run(_answer(driver, arguments.answer))
         return
-    for compression in arguments.compression or ["none", "lz4", "zstd"]:
+    every = COMPRESSIONS if driver == "tcp" else COMPRESSIONS[:1]
+    for compression in arguments.compression or every:
         with subprocess.Popen(
-            [sys.executable, __file__, "--answer", compression],
+            [sys.executable, __file__, "--transport", driver, "--answer", compression],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -205,7 +219,7 @@ def main() -> None:
             assert answerer.stdout is not None
             address = answerer.stdout.readline().strip()
             for data in arguments.data or ["random", "half"]:
-                uvloop.run(_send(address, compression, data, arguments.seconds))
+                uvloop.run(_send(driver, address, compression, data, arguments.seconds))
             answerer.communicate("")
 
 

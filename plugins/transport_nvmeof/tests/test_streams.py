@@ -20,7 +20,7 @@ from holdfast.testing.checks.transport import EXAMPLES
 from holdfast.units import MIB, Epoch, Sequence
 from holdfast_transport_nvmeof.commands import IoOpcode
 from holdfast_transport_nvmeof.frames import frames_of, message_of
-from holdfast_transport_nvmeof.host_stream import HostStream
+from holdfast_transport_nvmeof.host_stream import HostStream, Press
 from holdfast_transport_nvmeof.pdu import FatalErrorStatus, Framing, PduError, PduType
 from holdfast_transport_nvmeof.replication import (
     SQE,
@@ -150,6 +150,28 @@ def test_messages_wait_in_order_while_all_command_identifiers_are_in_use() -> No
     rest, last = ends.carry(ends.host, ends.target)
     assert (rest.first, len(rest.ops), last) == (STREAM_COMMANDS_MAX + 1, 10, change)
     assert not ends.host.is_waiting
+
+
+def test_links_of_one_transport_pack_a_batch_once_and_keep_nothing_of_it() -> None:
+    press = Press()
+    hosts = [HostStream(Framing({}, True, True), Counters(), press) for _ in range(2)]
+    same = batch(1, write(0), FLUSH, write(8, BLOCK * 8))
+    sent = []
+    for host in hosts:
+        host.take_output()
+        host.send([same])
+        sent.append(host.take_output())
+    assert sent[0][0] is sent[1][0]
+    hosts[0].send([batch(4, write(1))])
+    hosts[1].send([batch(1, write(1), epoch=8)])  # Its places, and so its identifiers, are in use.
+    target = TargetStream(Framing({}, True, True), Counters())
+    for data in (sent[1], hosts[1].take_output()):
+        got: list[Any] = []
+        target.parse(memoryview(joined(data)), 0, len(joined(data)), got)
+    assert plain(got[0]) == plain(batch(1, write(1), epoch=8))
+    hosts[0].parse(memoryview(b""), 0, 0, [])
+    assert press.batch is None
+    assert not press.output
 
 
 def test_what_nvme_cannot_say_is_refused_before_it_is_sent() -> None:
@@ -297,6 +319,38 @@ def test_batches_arrive_however_the_bytes_are_cut(
         (b.epoch, b.commit, s) for b in got for s in _places(b)
     ]
     assert [plain(b)[3] for b in sent if b.ops] == _merged(got, sent)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    batches=BATCHES,
+    digests=st.sampled_from(DIGESTS),
+    start=st.sampled_from([0, STREAM_COMMANDS_MAX - 3]),
+    reached=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=5),
+)
+def test_every_command_is_completed_once_whatever_acknowledgements_cover(
+    batches: list[tuple[list[m.Op], int, int]],
+    digests: tuple[bool, bool],
+    start: int,
+    reached: list[tuple[int, int]],
+) -> None:
+    ends = Ends(digests)
+    sent = [b._replace(first=Sequence(b.first + start)) for b in stream_of(batches)]
+    ends.host.send(sent)
+    ends.carry(ends.host, ends.target)
+    applied = durable = start
+    for more_applied, more_durable in [*reached, (100, 100)]:
+        applied, durable = applied + more_applied, durable + more_durable
+        ends.target.send([ack(applied, durable)])
+        assert ends.carry(ends.target, ends.host) == [ack(applied, durable)]
+        open_ = [
+            place
+            for each in sent
+            for place, op in enumerate(each.ops, each.first)
+            if place > (durable if op.kind == m.OpKind.FLUSH else applied)
+        ]
+        assert ends.host._ops_open == len(open_) == ends.host._busy.count(1, 0, STREAM_COMMANDS_MAX)
+        assert ends.target._busy[:STREAM_COMMANDS_MAX] == ends.host._busy[:STREAM_COMMANDS_MAX]
 
 
 def _places(each: m.Batch) -> list[int]:

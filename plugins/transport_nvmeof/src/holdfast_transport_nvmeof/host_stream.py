@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
+from collections.abc import Sequence as SequenceOf
 from typing import Any, Final
 
 import google_crc32c
@@ -17,7 +18,13 @@ from holdfast.errors import RemoteProtocolError
 from holdfast.messages import Batch, Message, Op, OpKind, Payload
 from holdfast.sockets import Counters
 from holdfast.units import Sequence
-from holdfast_transport_nvmeof.commands import DSM_RANGE, DSM_RANGES_MAX, PSDT_SGL, SglType
+from holdfast_transport_nvmeof.commands import (
+    DSM_RANGE,
+    DSM_RANGES_MAX,
+    PSDT_SGL,
+    IoOpcode,
+    SglType,
+)
 from holdfast_transport_nvmeof.frames import CARRYING_OPS, frames_of, message_of
 from holdfast_transport_nvmeof.namespace import NSID
 from holdfast_transport_nvmeof.pdu import (
@@ -47,16 +54,21 @@ from holdfast_transport_nvmeof.replication import (
     ReplicationOpcode,
 )
 from holdfast_transport_nvmeof.status import name_of_status
-from holdfast_transport_nvmeof.stream import Stream, is_intact, responses
+from holdfast_transport_nvmeof.stream import SUCCESSES, Stream, is_intact, joined
 
-_CAPSULE: Final = struct.Struct("<BBBBI" + SQE.format[1:])
-_HLEN: Final = _CAPSULE.size
-assert _HLEN == 72
+_QUADS: Final = struct.Struct("<9Q")
+"""A capsule's header by eights of bytes: the common one; opcode, flags, CID, NSID; epoch; sequence;
+address; length and type of the SGL; SLBA; CDW12 and 13; commit."""
+_HLEN: Final = 8 + SQE.size
+assert _QUADS.size == _HLEN
 _KIND: Final = int(PduType.CAPSULE_CMD)
 _IN_CAPSULE, _TRANSPORT = int(SglType.DATA_BLOCK_OFFSET), int(SglType.TRANSPORT_DATA_BLOCK)
 _SEND, _COMMIT = int(ReplicationOpcode.SEND), int(ReplicationOpcode.COMMIT)
 _C2H: Final = struct.Struct("<BBBBIHHII4x")
 _RESPONSE_KIND, _DATA_KIND = int(PduType.CAPSULE_RESP), int(PduType.C2H_DATA)
+_RESPONSE_KINDS: Final = bytes([_RESPONSE_KIND])
+_WRITE_COMMAND: Final = int(IoOpcode.WRITE) | PSDT_SGL << 8 | NSID << 32
+_FIRST: Final = int(Mark.FIRST)
 _CID_MASK: Final = STREAM_COMMANDS_MAX - 1
 _FLUSH: Final = int(OpKind.FLUSH)
 _DISCARD: Final = int(OpKind.DISCARD)
@@ -64,33 +76,62 @@ _RANGE_BLOCKS_MAX: Final = 0xFFFF_FFFF
 _WRITE_BLOCKS_MAX: Final = 0x1_0000
 
 
+class Press:
+    """The capsules of the last batch, so that another link that sends the same batch need not pack it.
+
+    A primary sends each batch to all its copies in one wake-up. Whoever receives next empties the
+    press, so that no payload is kept alive for longer than a batch is under way.
+    """
+
+    __slots__ = ("batch", "cids", "output", "size", "style")
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self.batch: Batch | None = None
+        self.cids: SequenceOf[int] = ()
+        """Command identifiers of its operations."""
+        self.style = (0, 0)
+        """Flags of digests, and where data begins in a capsule."""
+        self.output: list[Payload] = []
+        self.size = 0
+        """Of the output, in bytes."""
+
+    def empty(self) -> None:
+        """Let go of the payloads."""
+        self.batch, self.output = None, []
+
+
 class HostStream(Stream):
     """The host's end of a replication queue."""
 
-    def __init__(self, framing: Framing, counters: Counters) -> None:
-        """Begin with RECEIVEs in the output."""
+    def __init__(self, framing: Framing, counters: Counters, press: Press | None = None) -> None:
+        """Begin with RECEIVEs in the output; `press` is shared by the links of a transport."""
         framing.limits = {
             PduType.CAPSULE_RESP: 0,
             PduType.C2H_DATA: CAPSULE_BYTES_MAX,
             PduType.C2H_TERM_REQ: 128,
         }
         super().__init__(framing, counters, PduType.H2C_TERM_REQ)
+        self._press = press or Press()
         self._busy = bytearray(0x1_0000)
         """By command identifier: whether it is outstanding."""
-        self._next_op = 0
         self._ops_open = 0
         self._next_send = STREAM_COMMANDS_MAX
         self._receives: dict[int, int] = {}
         """By command identifier: bytes received so far."""
         self._waiting: deque[Message] = deque()
         self._waiting_bytes = 0
-        self._response = responses(has_digest=framing.header_digest)
+        self._successes = SUCCESSES[framing.header_digest]
         self._digest_flags = int(
             PduFlag.HDGSTF * framing.header_digest | PduFlag.DDGSTF * framing.data_digest
         )
         self._pdo_in = _C2H.size + 4 * framing.header_digest
         self._pdo = -(-(_HLEN + 4 * framing.header_digest) // framing.alignment_out)
         self._pdo *= framing.alignment_out
+        self._style = self._digest_flags, self._pdo
+        self._gap = bytes(self._pdo - _HLEN - 4 * framing.header_digest)
+        self._plain = _KIND | self._digest_flags << 8 | _HLEN << 16 | self._pdo << 24
+        """How the capsule of a write begins."""
         for cid in range(RECEIVE_CID, RECEIVE_CID + RECEIVES):
             self._receive(cid)
 
@@ -146,39 +187,63 @@ class HostStream(Stream):
             self._wait(rest)
             if not free:
                 return
-            ops = ops[:free]
-        parts: list[Payload] = []
-        if ops:
-            self._put_ops(parts, batch, ops)
-        else:
-            self._put_op(parts, (_COMMIT, 0, 0, 0, Mark.FIRST), batch, batch.first, b"")
-        self._append(parts, max(1, len(ops)), sum(map(len, parts)))
+            batch = Batch(batch.epoch, batch.first, batch.commit, ops[:free])
+        cids = self._cids(batch)
+        press, style = self._press, self._style
+        if press.batch is not batch or press.cids != cids or press.style != style:
+            parts: list[Payload] = []
+            if batch.ops:
+                self._put_ops(parts, batch, cids)
+            else:
+                commit = (_COMMIT, 0, 0, 0, _FIRST)
+                self._put_op(parts, commit, batch, (batch.first, cids[0]), b"")
+            press.batch, press.cids, press.style = batch, cids, style
+            press.size = sum(map(len, parts))
+            press.output = joined(parts, press.size)
+        busy = self._busy
+        for cid in cids:
+            busy[cid] = 1
+        self._ops_open += len(cids)
+        self._output += press.output
+        self._counters.sent(len(cids), press.size)
 
-    def _put_ops(self, parts: list[Payload], batch: Batch, ops: Any) -> None:
+    def _cids(self, batch: Batch) -> SequenceOf[int]:
+        """Return a command identifier for each operation, or one for an empty batch's commit point.
+
+        They follow from the places in the stream, so that all links of a volume have the same.
+        """
+        count, busy = len(batch.ops), self._busy
+        cid = (batch.first - 1) & _CID_MASK
+        if not count:
+            count, cid = 1, cid ^ STREAM_COMMANDS_MAX >> 1  # Out of the way of what comes next.
+        if cid + count <= STREAM_COMMANDS_MAX and busy.find(1, cid, cid + count) < 0:
+            return range(cid, cid + count)
+        found: list[int] = []
+        while len(found) < count:
+            if not busy[cid]:
+                found.append(cid)
+            cid = (cid + 1) & _CID_MASK
+        return found
+
+    def _put_ops(self, parts: list[Payload], batch: Batch, cids: SequenceOf[int]) -> None:
         """Append the capsules of operations; writes, which are most of them, without a detour."""
         framing = self._framing
         head_digest, data_digest = framing.header_digest, framing.data_digest
-        flags, pdo, tail = self._digest_flags, self._pdo, 4 * data_digest
-        gap = bytes(pdo - _HLEN - 4 * head_digest)
-        pack, digest, put, busy = _CAPSULE.pack, DIGEST.pack, parts.append, self._busy
-        crc = google_crc32c.value
-        epoch, sequence, commit = batch.epoch, batch.first, batch.commit
-        first, cid = int(Mark.FIRST), self._next_op
-        for op in ops:
-            kind, offset, length, data = op
+        plain, extra, gap = self._plain, self._pdo + 4 * data_digest, self._gap
+        pack, digest, put, crc = _QUADS.pack, DIGEST.pack, parts.append, google_crc32c.value
+        epoch, sequence, commit = batch.epoch, int(batch.first), batch.commit
+        first = _FIRST
+        for (kind, offset, length, data), cid in zip(batch.ops, cids, strict=True):
             if kind in CARRYING_OPS:
                 blocks = length >> 9
                 if len(data) != length or (offset | length) & 511:
                     raise ValueError(f"a write of {length} bytes at {offset} holds {len(data)}")
                 if not 0 < blocks <= _WRITE_BLOCKS_MAX:
                     raise ValueError(f"a write of {length} bytes passes what NVMe allows")
-                while busy[cid]:
-                    cid = (cid + 1) & _CID_MASK
-                busy[cid] = 1
-                marks = OPERATIONS[kind][2] | first
                 head = pack(
-                    _KIND, flags, _HLEN, pdo, pdo + length + tail, 1, PSDT_SGL, cid, NSID, epoch,
-                    sequence, 0, length, _IN_CAPSULE, offset >> 9, blocks - 1, marks, commit,
+                    plain | length + extra << 32, _WRITE_COMMAND | cid << 16, epoch, sequence, 0,
+                    length | _IN_CAPSULE << 56, offset >> 9,
+                    blocks - 1 | (OPERATIONS[kind][2] | first) << 32, commit,
                 )  # fmt: skip
                 if head_digest:
                     head += digest(crc(head))
@@ -186,31 +251,23 @@ class HostStream(Stream):
                 put(data)
                 if data_digest:
                     put(digest(crc(data) if type(data) is bytes else crc32c(data)))
-                self._ops_open += 1
             else:
-                self._next_op = cid
-                self._put_op(parts, _command(op, first), batch, sequence, _ranges(op))
-                cid = self._next_op
+                op = Op(kind, offset, length, data)
+                self._put_op(parts, _command(op, first), batch, (sequence, cid), _ranges(op))
             first = 0
-            sequence += 1  # type: ignore[assignment]
-        self._next_op = cid
+            sequence += 1
 
     def _put_op(
         self,
         parts: list[Payload],
         command: tuple[int, int, int, int, int],
         batch: Batch,
-        sequence: int,
+        place: tuple[int, int],
         data: bytes,
     ) -> None:
         """Append the capsule of one command of the stream, whatever it is."""
         opcode, slba, cdw11, cdw12, cdw13 = command
-        cid = self._next_op
-        while self._busy[cid]:
-            cid = (cid + 1) & _CID_MASK
-        self._busy[cid] = 1
-        self._next_op = (cid + 1) & _CID_MASK
-        self._ops_open += 1
+        sequence, cid = place
         sqe = SQE.pack(
             *(opcode, PSDT_SGL, cid, NSID, batch.epoch, sequence, 0, len(data)),
             _IN_CAPSULE if data else _TRANSPORT,
@@ -232,39 +289,55 @@ class HostStream(Stream):
 
     def _on_run(self, view: memoryview, start: int, end: int, into: list[Any]) -> tuple[int, int]:
         """Take successes of operations, and frames, without a detour."""
-        busy, response, pdo = self._busy, self._response, self._pdo_in
-        framing, count = self._framing, 0
+        pdo, framing, count = self._pdo_in, self._framing, 0
         # A response is as long as the header of C2HData, so what follows has at least that.
         while end - start >= pdo:
             if view[start] == _RESPONSE_KIND:
-                cid = view[start + 20] | view[start + 21] << 8
-                following = start + pdo
-                if cid >= STREAM_COMMANDS_MAX or not busy[cid]:
+                taken = self._take_successes(view, start, end)
+                if not taken:
                     break
-                if view[start:following] != response(cid):
-                    break
-                busy[cid] = 0
-                self._ops_open -= 1
-            else:
-                kind, flags, hlen, at, plen, cid, _, offset, length = _C2H.unpack_from(view, start)
-                following, at = start + plen, start + at
-                stop = at + length
-                if (
-                    kind != _DATA_KIND
-                    or flags != self._digest_flags
-                    or (hlen, at) != (_C2H.size, start + pdo)
-                    or following != stop + 4 * framing.data_digest
-                    or following > end
-                    or self._receives.get(cid) != offset
-                    or (framing.header_digest and not is_intact(view, start, start + hlen))
-                    or (framing.data_digest and not is_intact(view, at, stop))
-                ):
-                    break
-                self._receives[cid] = offset + length
-                into.append(message_of(view[at:stop]))
+                start += taken * pdo
+                count += taken
+                continue
+            kind, flags, hlen, at, plen, cid, _, offset, length = _C2H.unpack_from(view, start)
+            following, at = start + plen, start + at
+            stop = at + length
+            if (
+                kind != _DATA_KIND
+                or flags != self._digest_flags
+                or (hlen, at) != (_C2H.size, start + pdo)
+                or following != stop + 4 * framing.data_digest
+                or following > end
+                or self._receives.get(cid) != offset
+                or (framing.header_digest and not is_intact(view, start, start + hlen))
+                or (framing.data_digest and not is_intact(view, at, stop))
+            ):
+                break
+            self._receives[cid] = offset + length
+            into.append(message_of(view[at:stop]))
             start = following
             count += 1
         return start, count
+
+    def _take_successes(self, view: memoryview, start: int, end: int) -> int:
+        """Take the successes of operations at `start` and return how many there are in a row."""
+        size, busy = self._pdo_in, self._busy
+        cid = view[start + 20] | view[start + 21] << 8
+        if cid >= STREAM_COMMANDS_MAX:
+            return 0
+        count = 1
+        if end - start >= 2 * size and view[start + size] == _RESPONSE_KIND:
+            most = min((end - start) // size, self._ops_open, STREAM_COMMANDS_MAX - cid)
+            kinds = view[start : start + most * size : size].tobytes()
+            count = most - len(kinds.lstrip(_RESPONSE_KINDS))
+        while count:
+            found = view[start : start + count * size].tobytes()
+            if busy.find(0, cid, cid + count) < 0 and found == self._successes.of(cid, count):
+                busy[cid : cid + count] = bytes(count)
+                self._ops_open -= count
+                return count
+            count = int(count > 1)  # They do not belong together; the first alone may do.
+        return 0
 
     def _on_pdu(self, view: memoryview, pdu: Pdu, into: list[Any]) -> None:
         kind = pdu[0]
@@ -313,6 +386,7 @@ class HostStream(Stream):
 
     def _settle(self, into: list[Any]) -> None:
         """Send what has waited for command identifiers."""
+        self._press.empty()
         if self._waiting and self._ops_open < STREAM_COMMANDS_MAX:
             waiting, self._waiting, self._waiting_bytes = self._waiting, deque(), 0
             self.send(waiting)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from holdfast.errors import LocalProtocolError, RemoteProtocolError
@@ -31,39 +31,68 @@ from holdfast_transport_nvmeof.pdu import (
 QID: Final = 1
 """The one I/O queue of a controller."""
 _RESPONSE: Final = struct.Struct("<BBBBIIIHHHH")
-_RESPONSES: Final[tuple[dict[int, bytes], dict[int, bytes]]] = ({}, {})
-"""Without and with a header digest, by command identifier."""
+_PART_BITS: Final = 8
+_PART: Final = 1 << _PART_BITS
+"""Successes that are made at a time; one costs 1 us."""
 JOIN_PIECE_BYTES_MAX: Final = 8 * KIB
 """Pieces below this on average are copied into one buffer, which costs less to write than many."""
 
 
+def _residue() -> int:
+    data = b"any"
+    return crc32c(data, DIGEST.pack(crc32c(data)))
+
+
+RESIDUE: Final = _residue()
+"""The CRC-32C of whatever has its own CRC-32C behind it."""
+
+
 def is_intact(view: memoryview, start: int, stop: int) -> bool:
     """Return whether the CRC-32C of `view[start:stop]` stands behind it."""
-    found = crc32c(view[start:stop])
-    (expected,) = DIGEST.unpack_from(view, stop)
-    return found == int(expected)
+    return crc32c(view[start : stop + DIGEST.size]) == RESIDUE
 
 
-def responses(*, has_digest: bool) -> Callable[[int], bytes]:
-    """Return a function that gives the PDU of a success for a command identifier of our queue.
+def joined(parts: list[Payload], size: int) -> list[Payload]:
+    """Return `parts`, of `size` bytes together, as one where that costs less than to write many."""
+    return [b"".join(parts)] if size <= JOIN_PIECE_BYTES_MAX * len(parts) else parts
 
-    They are kept, 2 MiB at most for the operations of all links: one costs 1 us to make.
+
+class Successes:
+    """The PDUs of successes on our queue, in the order of command identifiers.
+
+    They are kept, 2 MiB at most for all links, so that those of a run of commands are one piece of
+    memory: to send and to compare with.
     """
-    made = _RESPONSES[has_digest]
 
-    def response(cid: int) -> bytes:
-        found = made.get(cid)
-        if found is None:
-            size = 28 if has_digest else 24
-            found = _RESPONSE.pack(
-                PduType.CAPSULE_RESP, int(has_digest), 24, 0, size, 0, 0, 0, QID, cid, 0
-            )
-            if has_digest:
-                found += DIGEST.pack(crc32c(found))
-            made[cid] = found
-        return found
+    def __init__(self, *, has_digest: bool) -> None:
+        """Begin with none."""
+        self.size = 28 if has_digest else 24
+        """Of one, in bytes."""
+        self._has_digest = has_digest
+        self._made = [b""] * (0x1_0000 >> _PART_BITS)
 
-    return response
+    def of(self, cid: int, count: int = 1) -> bytes:
+        """Return those of `count` command identifiers from `cid` on."""
+        part, at, stop = cid >> _PART_BITS, cid & _PART - 1, (cid & _PART - 1) + count
+        made = self._made[part] or self._make(part)
+        if stop <= _PART:
+            return made[at * self.size : stop * self.size]
+        fit = _PART - at
+        return made[at * self.size :] + self.of(cid + fit, count - fit)
+
+    def _make(self, part: int) -> bytes:
+        begin = part << _PART_BITS
+        self._made[part] = b"".join(map(self._one, range(begin, begin + _PART)))
+        return self._made[part]
+
+    def _one(self, cid: int) -> bytes:
+        flag = int(self._has_digest)
+        found = _RESPONSE.pack(PduType.CAPSULE_RESP, flag, 24, 0, self.size, 0, 0, 0, QID, cid, 0)
+        return found + DIGEST.pack(crc32c(found)) if flag else found
+
+
+SUCCESSES: Final = (Successes(has_digest=False), Successes(has_digest=True))
+"""Without and with a header digest; all links have the same."""
 
 
 class Stream(ABC):
@@ -168,10 +197,7 @@ class Stream(ABC):
 
     def _append(self, parts: list[Payload], count: int, size: int) -> None:
         """Append the bytes of `count` PDUs to the output."""
-        if size <= JOIN_PIECE_BYTES_MAX * len(parts):
-            self._output.append(b"".join(parts))
-        else:
-            self._output += parts
+        self._output += joined(parts, size)
         self._counters.sent(count, size)
 
     def _pdu(self, kind: PduType, flags: int, fields: bytes, pieces: list[Payload]) -> None:

@@ -8,6 +8,7 @@ Nothing here judges an epoch: that is the copy's part (R3), which sees each comm
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections import deque
 from typing import Any, Final, NoReturn
@@ -32,7 +33,6 @@ from holdfast_transport_nvmeof.pdu import (
     PduError,
     PduFlag,
     PduType,
-    crc32c,
 )
 from holdfast_transport_nvmeof.replication import (
     BLOCKS_SHIFT,
@@ -46,17 +46,19 @@ from holdfast_transport_nvmeof.replication import (
     ReplicationOpcode,
 )
 from holdfast_transport_nvmeof.status import Status, field_of, name_of_status
-from holdfast_transport_nvmeof.stream import QID, Stream, is_intact, responses
+from holdfast_transport_nvmeof.stream import QID, RESIDUE, SUCCESSES, Stream, joined
 
 _WRITE, _SEND = int(IoOpcode.WRITE), int(ReplicationOpcode.SEND)
 _IN_CAPSULE, _TRANSPORT = int(SglType.DATA_BLOCK_OFFSET), int(SglType.TRANSPORT_DATA_BLOCK)
 _FIRST, _SYNC = int(Mark.FIRST), int(Mark.SYNC)
 _OP_WRITE, _OP_SYNC_WRITE = int(OpKind.WRITE), int(OpKind.SYNC_WRITE)
-_CAPSULE: Final = struct.Struct("<BBBBI" + SQE.format[1:])
 _KIND: Final = int(PduType.CAPSULE_CMD)
-_HLEN: Final = _CAPSULE.size
+_HLEN: Final = 8 + SQE.size
 _C2H: Final = struct.Struct("<BBBBIHHII4x")
-_digest = DIGEST.unpack_from
+_quad: Final = struct.Struct("<Q").unpack_from
+_quads: Final = struct.Struct("<9Q").unpack_from
+"""A capsule's header by eights of bytes: the common one; opcode, flags, CID, NSID; epoch; sequence;
+address; length and type of the SGL; SLBA; CDW12 and 13; commit."""
 HELD_MAX: Final = 256
 """Completions that wait for company; a wake-up of the peer for each cost a third of a write's time."""
 _VOLUME_END_MAX: Final = 1 << 63
@@ -88,20 +90,23 @@ class TargetStream(Stream):
         """Begin; Connect was answered."""
         framing.limits = {PduType.CAPSULE_CMD: CAPSULE_BYTES_MAX, PduType.H2C_TERM_REQ: 128}
         super().__init__(framing, counters, PduType.C2H_TERM_REQ)
-        self._response = responses(has_digest=framing.header_digest)
+        self._successes = SUCCESSES[framing.header_digest]
         header_digest, data_digest = framing.header_digest, framing.data_digest
         self._digest_flags = int(PduFlag.HDGSTF * header_digest | PduFlag.DDGSTF * data_digest)
         self._tail = 4 * data_digest
-        self._pdo_in = _CAPSULE.size + 4 * header_digest
+        self._pdo_in = _HLEN + 4 * header_digest
         """Of a capsule with data, from a peer that aligns to dwords as we ask for."""
+        self._plain = _KIND | self._digest_flags << 8 | _HLEN << 16 | self._pdo_in << 24
+        """How such a capsule begins."""
         pdo = 24 + 4 * header_digest
         self._pdo_out = -(-pdo // framing.alignment_out) * framing.alignment_out
         self._gap_out = bytes(self._pdo_out - pdo)
         self._busy = bytearray(0x1_0000)
         """By command identifier: whether it is outstanding."""
-        self._writes: deque[tuple[int, int]] = deque()
-        """(sequence, command identifier) of operations that are completed when applied."""
-        self._flushes: deque[tuple[int, int]] = deque()
+        self._writes: deque[list[int]] = deque()
+        """[sequence, command identifier, count] of operations that are completed when applied:
+        both numbers rise by one within a run."""
+        self._flushes: deque[list[int]] = deque()
         """The same of those that are completed when durable."""
         self._receives: deque[tuple[int, int]] = deque()
         """(command identifier, length) of RECEIVEs."""
@@ -119,55 +124,64 @@ class TargetStream(Stream):
 
     def _on_run(self, view: memoryview, start: int, end: int, into: list[Any]) -> tuple[int, int]:
         """Take writes, which are most of what comes, without a detour."""
-        framing, busy, unpack = self._framing, self._busy, _CAPSULE.unpack_from
-        is_checked = framing.header_digest, framing.data_digest
-        wanted, tail, count = self._pdo_in, self._tail, 0
-        while end - start >= wanted:
-            (
-                kind, flags, _, pdo, plen, opcode, sqe_flags, cid, nsid, epoch, sequence,
-                address, length, sgl, slba, low, high, commit,
-            ) = unpack(view, start)  # fmt: skip
+        count, least = 0, self._pdo_in + self._tail
+        while end - start > least:
+            size = _quad(view, start)[0] >> 32
+            fit = (end - start) // size if size > least else 0
+            taken = self._take_writes(view[start : start + fit * size], size, into) if fit else 0
+            if not taken:
+                break
+            start += taken * size
+            count += taken
+        return start, count
+
+    def _take_writes(self, view: memoryview, size: int, into: list[Any]) -> int:
+        """Take capsules of `size` bytes, which fill `view`, up to the first that is no plain write.
+
+        Returns how many it took; the one behind them is looked at closely.
+        """
+        pdo, busy, crc = self._pdo_in, self._busy, google_crc32c.value
+        length = size - pdo - self._tail
+        if length & 511 or length > CRC_PIECE_BYTES:
+            return 0  # Of a large one, the detour is the least.
+        has_header_digest, has_data_digest = self._framing.header_digest, bool(self._tail)
+        capsules, wanted = _layout(self._plain, length, self._tail)
+        epoch, following, commit = self._batch or (0, -1, 0)
+        taken, runs = 0, self._writes
+        run = runs[-1] if runs else [0, -1, 0]
+        for head, copy, digest in capsules.iter_unpack(view):
+            common, command, of_epoch, sequence, address, sgl, slba, how, of_commit = _quads(head)
+            cid, marks = command >> 16 & 0xFFFF, how >> 32
             if (
-                kind != _KIND
-                or opcode != _WRITE
-                or flags != self._digest_flags
-                or pdo != wanted
-                or plen != pdo + length + tail
-                or end - start < plen
-                or sqe_flags != PSDT_SGL
-                or nsid != NSID
-                or address
-                or sgl != _IN_CAPSULE
+                (common, command & ~0xFFFF_0000, address, sgl, how & 0xFFFF_FFFF) != wanted
                 or cid >= STREAM_COMMANDS_MAX
                 or busy[cid]
                 or slba > _LBA_MAX
-                or ((low & 0xFFFF) + 1) << 9 != length
-                or view[start + 2] != _HLEN
+                or (has_header_digest and crc(head) != RESIDUE)
+                or (has_data_digest and crc(copy) != digest)
             ):
                 break
-            at = start + pdo
-            if is_checked[0] and not is_intact(view, start, start + _HLEN):
-                break
-            data: Payload = view[at : at + length]
-            if is_checked[1]:
-                if length <= CRC_PIECE_BYTES:
-                    # The library needs a copy; handed on, it spares the receive buffer.
-                    data = bytes(data)
-                if crc32c(data) != _digest(view, at + length)[0]:
-                    break
-            if high & _FIRST:
+            if marks & _FIRST:
+                if taken:
+                    self._batch = epoch, following, commit
                 self._end_batch(into)
-                self._first = sequence
-            elif self._batch != (epoch, sequence, commit):
+                self._first, epoch, commit = sequence, of_epoch, of_commit
+            elif (sequence, of_epoch, of_commit) != (following, epoch, commit):
                 break
             busy[cid] = 1
-            self._batch = (epoch, sequence + 1, commit)
-            op = (_OP_SYNC_WRITE if high & _SYNC else _OP_WRITE, slba << 9, length, data)
-            self._ops.append(_new(Op, op))
-            self._writes.append((sequence, cid))
-            start += plen
-            count += 1
-        return start, count
+            if sequence - run[0] != run[2] or cid - run[1] != run[2]:
+                run = [sequence, cid, 0]
+                runs.append(run)
+            run[2] += 1
+            at = taken * size + pdo
+            data = copy if has_data_digest else view[at : at + length]
+            kind = _OP_SYNC_WRITE if marks & _SYNC else _OP_WRITE
+            self._ops.append(_new(Op, (kind, slba << 9, length, data)))
+            following = sequence + 1
+            taken += 1
+        if taken:
+            self._batch = epoch, following, commit
+        return taken
 
     def _on_pdu(self, view: memoryview, pdu: Pdu, into: list[Any]) -> None:
         if pdu[0] != _KIND:
@@ -231,7 +245,7 @@ class TargetStream(Stream):
             _wrong(Status.INVALID_FIELD_IN_COMMAND, cid, f"it is out of place at {place}")
         self._batch = (epoch, sequence + 1, commit)
         self._ops.append(op)
-        (self._flushes if op[0] == OpKind.FLUSH else self._writes).append((sequence, cid))
+        (self._flushes if op[0] == OpKind.FLUSH else self._writes).append([sequence, cid, 1])
 
     def _take_other(
         self,
@@ -288,13 +302,13 @@ class TargetStream(Stream):
         output, held = super().take_output(), self._held
         if held and (output or len(held) >= HELD_MAX):
             self._held = []
-            output.append(b"".join(held))
-        return output
+            output += held
+        return joined(output, sum(map(len, output))) if len(output) > 1 else output
 
     def _hold(self, cid: int) -> None:
         """Complete a command, without waking the peer up for that alone."""
         self._busy[cid] = 0
-        response = self._response(cid)
+        response = self._successes.of(cid)
         self._held.append(response)
         self._counters.sent(1, len(response))
 
@@ -340,23 +354,28 @@ class TargetStream(Stream):
 
     def _complete_up_to(self, applied: int, durable: int) -> None:
         """Complete the operations that an acknowledgement covers."""
-        cids = []
-        for queue, reached in ((self._writes, applied), (self._flushes, durable)):
-            while queue and queue[0][0] <= reached:
-                cids.append(queue.popleft()[1])
-        if not cids:
-            return
-        busy, response = self._busy, self._response
-        for cid in cids:
-            busy[cid] = 0
-        output = b"".join([response(cid) for cid in cids])
-        self._output.append(output)
-        self._counters.sent(len(cids), len(output))
+        output, count, busy = b"", 0, self._busy
+        for runs, reached in ((self._writes, applied), (self._flushes, durable)):
+            while runs and runs[0][0] <= reached:
+                sequence, cid, length = run = runs[0]
+                done = min(length, reached + 1 - sequence)
+                busy[cid : cid + done] = bytes(done)
+                output += self._successes.of(cid, done)
+                count += done
+                if done == length:
+                    runs.popleft()
+                else:
+                    run[:] = sequence + done, cid + done, length - done
+        if count:
+            self._output.append(output)
+            self._counters.sent(count, len(output))
 
     def _fail_all(self, status: Status) -> None:
-        for queue in (self._writes, self._flushes):
-            while queue:
-                self._complete(queue.popleft()[1], status)
+        for runs in (self._writes, self._flushes):
+            while runs:
+                _, begin, count = runs.popleft()
+                for cid in range(begin, begin + count):
+                    self._complete(cid, status)
 
     def _complete(self, cid: int, status: Status = Status.SUCCESSFUL_COMPLETION) -> None:
         self._busy[cid] = 0
@@ -364,9 +383,24 @@ class TargetStream(Stream):
             fields = RESPONSE.pack(0, 0, 0, QID, cid, field_of(status) << 1)
             self._pdu(PduType.CAPSULE_RESP, 0, fields, [])
         else:
-            output = self._response(cid)
+            output = self._successes.of(cid)
             self._output.append(output)
             self._counters.sent(1, len(output))
+
+
+@functools.lru_cache(maxsize=CRC_PIECE_BYTES // 512)
+def _layout(plain: int, length: int, tail: int) -> tuple[struct.Struct, tuple[int, ...]]:
+    """Return how capsules of plain writes of `length` bytes look.
+
+    First: header, with what stands there up to the data, data, and digest. Data is copied where there is
+    a digest, for whose sake it must be; that spares the receive buffer. Second: what of the header is the
+    same in all of them.
+    """
+    pdo = plain >> 24
+    form = f"<{pdo}s{length}sI" if tail else f"<{pdo}s{length}x0s0s"
+    common = plain | pdo + length + tail << 32
+    command = _WRITE | PSDT_SGL << 8 | NSID << 32
+    return struct.Struct(form), (common, command, 0, length | _IN_CAPSULE << 56, (length >> 9) - 1)
 
 
 def _wrong(status: Status, cid: int, why: str) -> NoReturn:

@@ -18,7 +18,7 @@ from holdfast.interfaces.transport import Accept, LinkHandler
 from holdfast.messages import Hello
 from holdfast.sockets import Counters, bracketed, split_address
 from holdfast_transport_nvmeof.fabrics import DISCOVERY_NQN
-from holdfast_transport_nvmeof.host_stream import HostStream
+from holdfast_transport_nvmeof.host_stream import HostStream, Press
 from holdfast_transport_nvmeof.identify import VENDOR_SPECIFIC, Cns
 from holdfast_transport_nvmeof.initiator import NvmeTcpHost
 from holdfast_transport_nvmeof.link import NvmeLink
@@ -45,6 +45,7 @@ class NvmeTcpTransport:
         self.node = node
         self.counters = Counters()
         self.close_timeout_s = options.close_timeout_s
+        self._press = Press()
         self._links: dict[NvmeLink, NvmeTcpHost] = {}
         """Links that this node opened, with their controllers."""
         self._listeners: list[NvmeListener] = []
@@ -146,7 +147,7 @@ class NvmeTcpTransport:
     ) -> NvmeLink:
         """Make a link of a controller's I/O queue."""
         connection = controller.queues.pop()
-        stream = HostStream(connection.queue.framing, self.counters)
+        stream = HostStream(connection.queue.framing, self.counters, self._press)
         connection_transport, slab = connection.hand_over()
         link = NvmeLink(self, stream, slab, peer)
         self._links[link] = controller
