@@ -59,6 +59,9 @@ def pytest_configure() -> None:
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
     os.environ.setdefault("PIP_CACHE_DIR", str(caches / "pip"))
     os.environ["XDG_CACHE_HOME"] = str(_FOLDER / "cache")
+    # Without a place for it, each of a thousand processes would compile anew what it imports.
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+        os.environ["PYTHONPYCACHEPREFIX"] = str(_FOLDER / "bytecode")
     os.environ[_MARK] = str(_FOLDER)
 
 
