@@ -59,12 +59,12 @@ def test_fio_verifies_its_writes_through_a_killed_primary(
     command = [
         *(fio, "--name=main", "--ioengine=nbd", f"--uri={uri}", "--rw=randwrite", "--bs=4k"),
         *("--iodepth=16", "--size=32m", f"--verify={verified}", "--verify_fatal=1"),
-        *("--do_verify=1", "--verify_state_save=0", "--time_based", "--runtime=12"),
+        *("--do_verify=1", "--verify_state_save=0", "--time_based", "--runtime=10"),
         *("--output-format=json", f"--output={output}"),
     ]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         try:
-            time.sleep(4)  # How long fio writes in peace; nothing is waited for.
+            time.sleep(2)  # How long fio writes in peace; nothing is waited for.
             victim = primary_of(cluster)
             cluster.kill(victim)
             _, said = process.communicate(timeout=60)

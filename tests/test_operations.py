@@ -179,7 +179,7 @@ def test_rot_in_a_data_file_is_found_told_and_repaired(start_cluster: Start) -> 
 
 
 def test_scrubs_come_round_by_themselves(start_cluster: Start) -> None:
-    cluster = start_cluster(nodes=2, config="[scrub]\ninterval_s = 6\n")
+    cluster = start_cluster(nodes=2, config="[scrub]\ninterval_s = 3\n")
     cluster.create("db", "16MiB", replicas=1)
     with NbdConnection(cluster.url("db", cluster.primary("db"))) as volume:
         volume.call(Command.WRITE, 0, data=b"x" * CHUNK_BYTES)

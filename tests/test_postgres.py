@@ -98,7 +98,7 @@ def test_pgbench_runs_through_a_killed_primary(
         database = Database(folder, tool)
         with database.serving():
             run(*database.command("pgbench", "-i", "-q", "-s", "5", "postgres"), user=USER)
-            bench = database.command("pgbench", "-c", "4", "-T", "15", "-P", "1", "postgres")
+            bench = database.command("pgbench", "-c", "4", "-T", "11", "-P", "1", "postgres")
             with subprocess.Popen(
                 bench,
                 user=USER,
@@ -108,7 +108,7 @@ def test_pgbench_runs_through_a_killed_primary(
                 text=True,
             ) as process:
                 try:
-                    time.sleep(5)  # How long it runs in peace; nothing is waited for.
+                    time.sleep(3)  # How long it runs in peace; nothing is waited for.
                     victim = cluster.primary("db")
                     cluster.kill(victim)
                     said, _ = process.communicate(timeout=120)

@@ -74,7 +74,7 @@ def test_of_a_returning_copy_and_its_replacement_the_one_that_differs_less_is_ke
 
     cluster.kill(victim)
     shutil.rmtree(cluster.node(victim).data / "copies")
-    wait_until(lambda: _sent(cluster, spare) > 4 * MIB, 60, "some of a replacement")
+    wait_until(lambda: _sent(cluster, spare) > MIB, 60, "some of a replacement")
     cluster.start(victim)
     # The one that was wiped is as far away as can be.
     wait_until(lambda: verdicts(cluster)[1:] == [(spare, victim)], 60, "the choice")

@@ -47,7 +47,7 @@ def through(
     *,
     writing_at: str,
     blocks: int,
-    lead_s: float = 2.0,
+    lead_s: float = 1.0,
     after_s: float = 3.0,
     seed: int | None = None,
     repair: Fault | None = None,

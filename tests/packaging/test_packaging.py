@@ -44,7 +44,8 @@ class Environment:
         assert done.returncode == 0, done.stdout + done.stderr
 
     def install(self, *projects: Path) -> None:
-        self.pip("install", "--quiet", *projects)
+        # What is imported is compiled when it is; most of it never is.
+        self.pip("install", "--quiet", "--no-compile", *projects)
 
     def python(self, program: str) -> str:
         # -I: neither the current folder nor PYTHONPATH may lend a module.
