@@ -27,6 +27,8 @@ BENCH ?=
 EXPLORE ?= --writes 2 --faults 1 --deviations 1
 MODEL ?= large-failover large-network large-power large-planned large-policy large-live
 PYTEST ?=
+# --numprocesses 2 --dist loadgroup: in two workers, of which one mostly waits (conftest.py says for what).
+TOGETHER ?=
 CHECKED := core plugins tests benchmarks conftest.py
 
 # The first interpreter that is new enough and can make environments.
@@ -87,7 +89,7 @@ test: setup
 	@status=0; \
 	$(MAKE) --no-print-directory --keep-going lint || { status=1; \
 	    echo "The checks above found faults; the tests run all the same." >&2; }; \
-	$(BIN)/pytest --timeout 300 $(PYTEST) || status=1; \
+	$(BIN)/pytest --timeout 300 $(TOGETHER) $(PYTEST) || status=1; \
 	exit $$status
 
 bench: setup

@@ -7,6 +7,11 @@ child processes.
 
 Every process that a test starts inherits a mark in its environment; one that carries it still when
 all tests are done was forgotten, and fails the run.
+
+With `--numprocesses 2 --dist loadgroup` (pytest-xdist) two workers share the tests. Those of real
+clusters mostly wait, for leases and for processes; some have deadlines, and some use what a machine
+has once, as loop devices. They all go to one worker, one after the other as without workers, while the
+other takes the rest, file by file.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ import sys
 import tempfile
 import time
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,8 +52,22 @@ def _write_metadata(member: Path, target: Path) -> None:
     (folder / "entry_points.txt").write_text("\n".join(sections))
 
 
-def pytest_configure() -> None:
+def _only_distributes(config: pytest.Config) -> bool:
+    """Return whether this process runs no tests itself, but workers that do."""
+    return not _is_worker(config) and config.getoption("dist", "no") != "no"
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """Put the members' metadata and sources on the path, and caches into a temporary folder."""
+    # The mark of a worker is that of the run: it has it from the process that started it.
+    if not _is_worker(config):
+        os.environ[_MARK] = str(_FOLDER)
+    if _only_distributes(config):
+        return
     for member in MEMBERS:
         _write_metadata(member, _FOLDER / "metadata")
     sys.path.insert(0, str(_FOLDER / "metadata"))
@@ -62,7 +82,23 @@ def pytest_configure() -> None:
     # Without a place for it, each of a thousand processes would compile anew what it imports.
     if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
         os.environ["PYTHONPYCACHEPREFIX"] = str(_FOLDER / "bytecode")
-    os.environ[_MARK] = str(_FOLDER)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Say which tests stay together in one worker: those that go alone, and those of each file."""
+    if not _is_worker(config):
+        return
+    alone = {item.path for item in items if _goes_alone(item)}
+    for item in items:
+        group = "alone" if item.path in alone else str(item.path.relative_to(ROOT))
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def _goes_alone(item: pytest.Item) -> bool:
+    """Return whether a test may not run beside another for which this is true."""
+    clusters = "start_cluster" in getattr(item, "fixturenames", ())
+    return clusters or item.get_closest_marker("alone") is not None
 
 
 def _marked() -> dict[int, str]:
@@ -79,8 +115,12 @@ def _marked() -> dict[int, str]:
     return found
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     """Fail the run when it leaves processes behind, and end them."""
+    yield  # Workers end here.
+    if _is_worker(session.config):
+        return
     end = time.monotonic() + _PATIENCE_S
     while (left := _marked()) and time.monotonic() < end:
         time.sleep(0.05)

@@ -19,7 +19,7 @@ from holdfast.messages import RequestKind
 from holdfast.node.nbd import NbdFrontendDriver, NbdOptions
 from holdfast.testing.memory_volume import MemoryVolume, MemoryVolumeProvider
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.alone]
 DEADLINE_S = 60.0
 SIZE = 64 << 20
 

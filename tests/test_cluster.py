@@ -18,6 +18,8 @@ from holdfast.node import supervisor
 from holdfast.node.local_cluster import LocalCluster
 from holdfast.node.processes import is_alive, wait_until
 
+pytestmark = pytest.mark.alone
+
 
 @attrs.frozen
 class Outcome:

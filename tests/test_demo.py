@@ -12,6 +12,7 @@ import pytest
 from holdfast.node.local_cluster import LocalCluster
 from holdfast.node.processes import is_alive, wait_until
 
+pytestmark = pytest.mark.alone
 PROGRAM = [sys.executable, "-P", "-m", "holdfast", "--json", "demo"]
 
 

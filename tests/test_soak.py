@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import pytest
 from benchmarks.soak import soaking
+
+pytestmark = pytest.mark.alone
 
 
 def test_a_few_rounds_of_random_faults_lose_nothing(tmp_path: Path) -> None:

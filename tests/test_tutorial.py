@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.alone
 PAGE = Path(__file__).parent.parent / "docs" / "tutorial.md"
 
 

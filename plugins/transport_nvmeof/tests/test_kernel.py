@@ -34,6 +34,7 @@ SIZE = 400 * MIB
 HOST_ID = str(uuid.uuid4())
 HOST = ("--hostnqn", f"nqn.2014-08.org.nvmexpress:uuid:{HOST_ID}", "--hostid", HOST_ID)
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.skipif(os.geteuid() != 0, reason="attaching a device needs root"),
     pytest.mark.skipif(
         not Path("/dev/nvme-fabrics").exists(), reason="the module nvme-tcp is not loaded"

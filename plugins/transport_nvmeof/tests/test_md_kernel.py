@@ -24,7 +24,10 @@ from holdfast_transport_nvmeof.md import inventory
 from holdfast_transport_nvmeof.md.model import MdVolume
 from holdfast_transport_nvmeof.md.options import MdOptions
 
-pytestmark = pytest.mark.skipif(md_lab.missing() is not None, reason=md_lab.missing() or "")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(md_lab.missing() is not None, reason=md_lab.missing() or ""),
+]
 RDMA = pytest.mark.skipif(
     not any(Path("/sys/class/infiniband").glob("*")), reason="there is no RDMA device"
 )

@@ -44,6 +44,7 @@ NQN, HOST = f"{PREFIX}:nvmet", f"{PREFIX}:host"
 PORT = Port("tcp", "127.0.0.1", "4477")
 DEADLINE_S = 120.0
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.anyio,
     pytest.mark.skipif(os.geteuid() != 0, reason="exporting a device needs root"),
     pytest.mark.skipif(not Path(CONFIGFS).exists(), reason="the module nvmet is not loaded"),
