@@ -31,7 +31,6 @@ FUNCTION_LINES_MAX = 70
 
 LONG_MODULES: Mapping[str, str] = {
     "core/src/holdfast/messages.py": "One list of all messages; no logic.",
-    "core/src/holdfast/node/hosting.py": "How copies come, run and go reads best in one piece.",
     "core/src/holdfast/sync/events.py": "One list of all events and effects; no logic.",
     "core/src/holdfast/testing/simulation/node.py": "A node carries out every effect.",
     "core/src/holdfast/testing/simulation/pump.py": "A pump carries out every effect.",

@@ -36,6 +36,7 @@ from holdfast.model import GroupRecord, NodeRecord, VolumeSpec
 from holdfast.node import eventlog
 from holdfast.node.consumer import Consumer
 from holdfast.node.control import serve_control
+from holdfast.node.data_directories import DataDirectories
 from holdfast.node.eventlog import EventLog
 from holdfast.node.heartbeats import Heartbeats
 from holdfast.node.hosting import Hosting
@@ -139,19 +140,19 @@ class Node:
         self._told_store_error = ""
 
     def _make_hosting(self) -> Hosting:
-        data = [Path(path) for path in self.config.node.data]
+        roots = [Path(path) for path in self.config.node.data]
         return Hosting(
             name=self.name,
             cluster=self.cluster,
             process=self.process,
-            data=data,
+            data=DataDirectories(roots, self.cluster),
             directory=self.directory,
             peers=self.peers,
             policy_of=self.policies.of,
             dial=self._dial_copy,
             spawn=self.tasks.spawn,
             heard=self._kick,
-            events=EventLog((data[0] if data else Path.cwd()) / eventlog.DIRECTORY, self.name),
+            events=EventLog((roots[0] if roots else Path.cwd()) / eventlog.DIRECTORY, self.name),
             observing=self.observing,
             pace_limits=_pace_limits(self.config.sync),
             keeps=self.keeps,
@@ -261,8 +262,8 @@ class Node:
     async def _open_copies(self, _stack: contextlib.AsyncExitStack) -> None:
         """Open what is on disk, and begin to look after it."""
         await self.hosting.open_all()
-        if self.hosting.data:
-            kept_in = self.hosting.data[0] / self._scrubs_file()
+        if self.hosting.data.roots:
+            kept_in = self.hosting.data.roots[0] / self._scrubs_file()
             scrubbing = Scrubbing(self.hosting.pumps, self.config.scrub, kept_in)
             self.tasks.spawn(scrubbing.refresh())
             self.tasks.spawn(scrubbing.scrub())
@@ -331,7 +332,7 @@ class Node:
                     await self._publish(self.record.address, session=self.process)
 
     def _space(self) -> Space:
-        return self.hosting.space() if self.hosting.data else Space(0, 0)
+        return self.hosting.data.space()
 
     def _workers(self) -> tuple[str, ...]:
         """Return the names of the processes that keep the copies, if they are others."""

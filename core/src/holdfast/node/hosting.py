@@ -9,25 +9,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from holdfast.errors import ConflictError, CopyError, HoldfastError, StateConflictError, StateError
-from holdfast.interfaces.transport import Link, LinkHandler
-from holdfast.local.copy_store import (
-    FileCopyStore,
-    create_copy,
-    delete_copy,
-    open_copy,
-    read_superblock,
+from holdfast.errors import (
+    ConflictError,
+    HoldfastError,
+    IntegrityError,
+    StateConflictError,
+    StateError,
 )
-from holdfast.local.host import Space, boot_id, space_of
+from holdfast.interfaces.transport import Link, LinkHandler
+from holdfast.local.copy_store import FileCopyStore, delete_copy, open_copy, read_superblock
+from holdfast.local.host import boot_id
 from holdfast.messages import Attach, Refused, SessionOpen
-from holdfast.model import CopyState, GroupRecord, Member, VolumeSpec
+from holdfast.model import CopyState, GroupRecord, VolumeSpec
+from holdfast.node.data_directories import DataDirectories, closed_on_failure
 from holdfast.node.directory import Directory
 from holdfast.node.eventlog import EventLog
 from holdfast.node.observing import Observing
@@ -43,7 +43,6 @@ from holdfast.units import NodeName, VolumeId
 
 REOPEN_S = 5.0
 """How long a copy whose disk failed rests before it is tried again."""
-COPIES = "copies"
 _log = logging.getLogger("holdfast.node")
 
 Dial = Callable[[NodeName, Attach, LinkHandler], Coroutine[Any, Any, Link]]
@@ -58,7 +57,7 @@ class Hosting:
         name: NodeName,
         cluster: str,
         process: str,
-        data: Sequence[Path],
+        data: DataDirectories,
         directory: Directory,
         peers: Peers,
         policy_of: PolicyOf,
@@ -74,7 +73,7 @@ class Hosting:
         self.name = name
         self.cluster = cluster
         self.process = process
-        self.data = tuple(data)
+        self.data = data
         self.directory = directory
         self.peers = peers
         self.events = events
@@ -85,8 +84,6 @@ class Hosting:
         self.pumps: dict[VolumeId, Pump] = {}
         self.orphans: dict[Path, str] = {}
         """Copies on disk that are not opened, with the reason."""
-        # Apart, so that a disk that stalls holds no thread that the copies on another need.
-        self._threads = {root: ThreadPoolExecutor(16, "holdfast-disk") for root in self.data}
         self._policy_of = policy_of
         self._keeps = keeps
         self._dial = dial
@@ -160,7 +157,7 @@ class Hosting:
             else:
                 self._spawn(self._check_deleted(volume))
         elif record is not None and self._keeps(volume) and _is_new_here(record, self.name):
-            self._spawn(self._make_first(record))
+            self._spawn(self._make_first(volume))
 
     def on_spec(self, spec: VolumeSpec) -> None:
         """A watch has told a specification."""
@@ -177,30 +174,30 @@ class Hosting:
 
     async def open_all(self) -> None:
         """Open every copy on disk that the store knows; needs a primed directory."""
-        for root in self.data:
-            copies = root / COPIES
-            copies.mkdir(parents=True, exist_ok=True)
-            for path in sorted(copies.iterdir()):
-                kept = self._keeps(VolumeId(path.name))
-                if kept and path.is_dir() and not path.name.startswith("."):
-                    await self._open_listed(path)
+        for path in self.data.copies():
+            if self._keeps(VolumeId(path.name)):
+                await self._open_listed(path)
         for volume, (record, _) in list(self.directory.groups.items()):
             new = volume not in self.pumps and _is_new_here(record, self.name)
             if new and self._keeps(volume):
-                await self._make_first(record)
+                self._spawn(self._make_first(volume))
 
-    async def _open_listed(self, path: Path) -> None:
+    async def _open_listed(self, path: Path) -> bool:
+        """Open a copy, if that is not done yet; return False when it is worth another try."""
         volume = VolumeId(path.name)
         # A primary may have asked for the copy by now, or do so meanwhile.
         async with self._lock(volume):
-            if volume in self.pumps:
-                return
+            if volume in self.pumps or self._stopping:
+                return True
             try:
                 await self._open_found(path)
             except HoldfastError as error:
                 # One damaged copy keeps no other from being served.
+                if self.orphans.get(path) != str(error):
+                    _log.error("The copy in %s is not opened: %s", path, error)
                 self.orphans[path] = str(error)
-                _log.error("The copy in %s is not opened: %s", path, error)
+                return isinstance(error, IntegrityError)
+            return True
 
     async def _open_found(self, path: Path) -> None:
         superblock = await asyncio.to_thread(read_superblock, path)
@@ -226,8 +223,9 @@ class Hosting:
             self.orphans[path] = "The state store has no specification of its volume."
             return
         store = await asyncio.to_thread(open_copy, path, boot=boot_id())
+        with closed_on_failure(store):
+            self._start(store, path, record, version, spec)
         self.orphans.pop(path, None)
-        self._start(store, path, record, version, spec)
 
     def _start(
         self, store: FileCopyStore, path: Path, record: GroupRecord, version: int, spec: VolumeSpec
@@ -254,7 +252,7 @@ class Hosting:
             score_of=self._observing.score if self._observing.is_watched else None,
             pace_limits=self._pace_limits,
         )
-        pump = Pump(self, member, store, self._threads[path.parents[1]])
+        pump = Pump(self, member, store, self.data.threads_of(path))
         self.pumps[spec.id] = pump
         self._paths[spec.id] = path
         for found in store.repaired:
@@ -265,57 +263,46 @@ class Hosting:
 
     # -- making ------------------------------------------------------------------------------------
 
-    async def _make_first(self, record: GroupRecord) -> None:
+    async def _make_first(self, volume: VolumeId) -> None:
         """Make the first copy of a new volume, and say in the record which incarnation it is.
 
         Nothing is served before the record names the incarnation: an empty copy that came into being
-        a second time can then never be taken for the first.
+        a second time can then never be taken for the first. Nobody else makes it, and no watch tells
+        of the volume again, so an outage of the store is waited out.
         """
-        async with self._lock(record.volume):
-            if record.volume in self.pumps or self._stopping:
-                return
-            try:
-                present, version = await self.read_group(record.volume)
-                spec = await self._spec(record.volume)
-                if present is None or spec is None or not _is_new_here(present, self.name):
+        while not self._stopping:
+            async with self._lock(volume):
+                try:
+                    if volume not in self.pumps:
+                        await self._make_named(volume)
+                except StateConflictError:
+                    _log.warning("Another node changed the new volume %s first.", volume)
+                except StateError as error:
+                    _log.warning("The first copy of volume %s has to wait: %s", volume, error)
+                except HoldfastError as error:
+                    _log.error("The first copy of volume %s cannot be made: %s", volume, error)
                     return
-                mine = present.primary_member
-                store, path = await asyncio.to_thread(self._create, spec, mine, CopyState.IN_SYNC)
-                named = present.with_member(
-                    attrs.evolve(mine, incarnation=store.superblock.incarnation)
-                )
-                version = await self.write_group(named, version)
-            except StateConflictError:
-                _log.warning("Another node changed the new volume %s first.", record.volume)
-                return
-            except HoldfastError as error:
-                _log.error("The first copy of volume %s cannot be made: %s", record.volume, error)
-                return
-            self._start(store, path, named, version, spec)
+                else:
+                    return
+            await asyncio.sleep(REOPEN_S)
 
-    def _create(
-        self, spec: VolumeSpec, member: Member, state: CopyState
-    ) -> tuple[FileCopyStore, Path]:
-        """Make an empty copy; an older one that the record does not name makes room."""
-        root = max(self.data, key=lambda path: space_of(path).free_bytes)
-        for other in self.data:
-            path = other / COPIES / spec.id
-            if path.exists():
-                if read_superblock(path).copy == member.copy:
-                    return open_copy(path, boot=boot_id()), path
-                delete_copy(path)
-        path = root / COPIES / spec.id
-        store = create_copy(
-            path,
-            cluster=self.cluster,
-            volume=spec.id,
-            copy=member.copy,
-            size_bytes=spec.size_bytes,
-            hash_key=spec.hash_key,
-            boot=boot_id(),
-            state=state.value,
-        )
-        return store, path
+    async def _make_named(self, volume: VolumeId) -> None:
+        record, version = await self.read_group(volume)
+        spec = await self._spec(volume)
+        if record is None or spec is None:
+            return
+        if not _is_new_here(record, self.name):
+            path = self.data.find(volume)
+            if path is not None:  # The record was written after all, though nobody could say so.
+                await self._open_found(path)
+            return
+        mine = record.primary_member
+        store, made_in = await asyncio.to_thread(self.data.make, spec, mine, CopyState.IN_SYNC)
+        with closed_on_failure(store):
+            incarnation = store.superblock.incarnation
+            named = record.with_member(attrs.evolve(mine, incarnation=incarnation))
+            version = await self.write_group(named, version)
+            self._start(store, made_in, named, version, spec)
 
     async def _spec(self, volume: VolumeId) -> VolumeSpec | None:
         spec = self.directory.specs.get(volume)
@@ -382,8 +369,9 @@ class Hosting:
                 older.close()
                 self.pumps.pop(hello.volume, None)
                 await self._close_store(older)
-            store, path = await asyncio.to_thread(self._create, spec, member, CopyState.OFFLINE)
-            self._start(store, path, record, version, spec)
+            store, path = await asyncio.to_thread(self.data.make, spec, member, CopyState.OFFLINE)
+            with closed_on_failure(store):
+                self._start(store, path, record, version, spec)
         except HoldfastError as error:
             _log.error("A copy of volume %s cannot be made: %s", hello.volume, error)
             return error.message
@@ -401,7 +389,7 @@ class Hosting:
             if path is not None:
                 try:
                     await asyncio.to_thread(delete_copy, path)
-                except (CopyError, ConflictError) as error:
+                except HoldfastError as error:
                     _log.error("The superseded copy in %s stays: %s", path, error)
 
     async def _check_deleted(self, volume: VolumeId) -> None:
@@ -423,11 +411,10 @@ class Hosting:
             del self.pumps[pump.volume]
             path = self._paths.pop(pump.volume)
             await self._close_store(pump)
-            try:
-                await self._open_found(path)
-            except HoldfastError as error:
-                self.orphans[path] = str(error)
-                _log.error("The copy in %s is not opened: %s", path, error)
+        # Until it opens: it may be the only copy, and what hinders it now (the same disk, the state
+        # store) may pass. What is lost for good stays so.
+        while not await self._open_listed(path):  # noqa: ASYNC110 - nobody tells of that.
+            await asyncio.sleep(REOPEN_S)
 
     async def _close_store(self, pump: Pump) -> None:
         await pump.drain()
@@ -437,11 +424,6 @@ class Hosting:
         return self._busy.setdefault(volume, asyncio.Lock())
 
     # -- the whole ---------------------------------------------------------------------------------
-
-    def space(self) -> Space:
-        """Return the room of all data directories together."""
-        spaces = [space_of(path) for path in self.data]
-        return Space(sum(s.total_bytes for s in spaces), sum(s.free_bytes for s in spaces))
 
     async def stop(self, *, handover: bool, patience_s: float) -> None:
         """Hand primaries over, come to rest, and close every copy."""
@@ -458,8 +440,7 @@ class Hosting:
             pump.close()
             await self._close_store(pump)
         self.pumps.clear()
-        for threads in self._threads.values():
-            threads.shutdown(wait=True)
+        self.data.close()
 
 
 def _is_new_here(record: GroupRecord, node: NodeName) -> bool:

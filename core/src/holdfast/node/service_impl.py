@@ -68,7 +68,7 @@ class Service:
             "draining": node.draining,
             "labels": node.labels,
             "copies": len(node.hosting.pumps),
-            "data": [str(path) for path in node.hosting.data],
+            "data": [str(path) for path in node.hosting.data.roots],
             "capacity_bytes": node.record.capacity_bytes,
             "free_bytes": node.record.free_bytes,
             "orphans": {str(path): why for path, why in node.hosting.orphans.items()},

@@ -1,0 +1,105 @@
+"""The data directories of one node: where copies lie, where there is room, and who works on them.
+
+It knows nothing of groups. Whether a copy may be made, opened or deleted is decided by whoever asks,
+from what the state store has said.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from holdfast.local.copy_store import (
+    FileCopyStore,
+    create_copy,
+    delete_copy,
+    open_copy,
+    read_superblock,
+)
+from holdfast.local.host import Space, boot_id, space_of
+from holdfast.model import CopyState, Member, VolumeSpec
+from holdfast.units import VolumeId
+
+COPIES = "copies"
+"""The directory below each data directory that has one directory a copy, named by its volume."""
+THREADS = 16
+"""Of each data directory."""
+
+
+class DataDirectories:
+    """Everything of a node that lies on its disks."""
+
+    def __init__(self, roots: Sequence[Path], cluster: str) -> None:
+        """Use `roots`, which exist; the copies that are made belong to `cluster`."""
+        self.roots = tuple(roots)
+        self._cluster = cluster
+        # Apart, so that a disk that stalls holds no thread that the copies on another need.
+        self._threads = {root: ThreadPoolExecutor(THREADS, "holdfast-disk") for root in self.roots}
+
+    def copies(self) -> list[Path]:
+        """Return the directories of all copies, whole or not."""
+        found = []
+        for root in self.roots:
+            copies = root / COPIES
+            copies.mkdir(parents=True, exist_ok=True)
+            found += [path for path in sorted(copies.iterdir()) if path.is_dir()]
+        return [path for path in found if not path.name.startswith(".")]
+
+    def find(self, volume: VolumeId) -> Path | None:
+        """Return the directory of the copy of a volume, if there is one."""
+        paths = (root / COPIES / volume for root in self.roots)
+        return next((path for path in paths if path.exists()), None)
+
+    def make(
+        self, spec: VolumeSpec, member: Member, state: CopyState
+    ) -> tuple[FileCopyStore, Path]:
+        """Return the copy that the record calls `member`, made empty where it is not there.
+
+        Another copy of the volume makes room: there is one on a node, and the record names this one.
+
+        Raises:
+            HoldfastError: As `open_copy`, `create_copy` and `delete_copy`.
+        """
+        while (path := self.find(spec.id)) is not None:
+            if read_superblock(path).copy == member.copy:
+                return open_copy(path, boot=boot_id()), path
+            delete_copy(path)
+        root = max(self.roots, key=lambda path: space_of(path).free_bytes)
+        path = root / COPIES / spec.id
+        store = create_copy(
+            path,
+            cluster=self._cluster,
+            volume=spec.id,
+            copy=member.copy,
+            size_bytes=spec.size_bytes,
+            hash_key=spec.hash_key,
+            boot=boot_id(),
+            state=state.value,
+        )
+        return store, path
+
+    def threads_of(self, path: Path) -> ThreadPoolExecutor:
+        """Return the threads for the copy in `path`."""
+        return self._threads[path.parents[1]]
+
+    def space(self) -> Space:
+        """Return the room of all together."""
+        spaces = [space_of(path) for path in self.roots]
+        return Space(sum(s.total_bytes for s in spaces), sum(s.free_bytes for s in spaces))
+
+    def close(self) -> None:
+        """End the threads, when they have done what they are at."""
+        for threads in self._threads.values():
+            threads.shutdown(wait=True)
+
+
+@contextlib.contextmanager
+def closed_on_failure(store: FileCopyStore) -> Iterator[None]:
+    """Close a store that was not taken over, or its lock would keep it from ever being opened."""
+    try:
+        yield
+    except BaseException:
+        store.close()
+        raise

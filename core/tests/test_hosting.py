@@ -1,0 +1,125 @@
+"""The copies of one node, on real disks, beside a state store that fails at the worst moment."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from holdfast.errors import CopyError, FaultReason
+from holdfast.kernel.hooks import load_hooks
+from holdfast.local.copy.superblock import SuperblockFile
+from holdfast.local.memory_state import MemoryStateDriver, MemoryStateOptions
+from holdfast.model import CopyState, GroupRecord, Member, VolumeSpec
+from holdfast.node import hosting
+from holdfast.node.data_directories import DataDirectories
+from holdfast.node.directory import Directory
+from holdfast.node.eventlog import EventLog
+from holdfast.node.hosting import Hosting
+from holdfast.node.observing import Observing
+from holdfast.node.tasks import Tasks
+from holdfast.sync.pace import PaceLimits
+from holdfast.sync.peers import Peers
+from holdfast.testing.faulty_state import FaultyStateStore
+from holdfast.units import MIB, CopyId, Epoch, NodeName, VolumeId
+from holdfast_policy import AlwaysOnPolicy
+
+NODE, VOLUME = NodeName("n1"), VolumeId("volume-1")
+_names = itertools.count()
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def _in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosting, "REOPEN_S", 0.01)
+
+
+@asynccontextmanager
+async def hosted(tmp_path: Path) -> AsyncIterator[tuple[Hosting, FaultyStateStore, GroupRecord]]:
+    """Yield a node's hosting beside a store that knows a volume of one copy, which is to be made."""
+    options = MemoryStateOptions(name=f"hosting-{next(_names)}")
+    store = FaultyStateStore(await MemoryStateDriver.open(options))
+    failures: list[BaseException] = []
+    tasks = Tasks(failures.append)
+    directory = Directory(store, lambda *_: None, lambda *_: None, lambda: None, lambda _: None)
+    made = Hosting(
+        name=NODE,
+        cluster="c1",
+        process="p1",
+        data=DataDirectories([tmp_path], "c1"),
+        directory=directory,
+        peers=Peers(NODE),
+        policy_of=lambda _: AlwaysOnPolicy(AlwaysOnPolicy.Options()),
+        dial=lambda *_: pytest.fail("there is nobody to dial"),
+        spawn=tasks.spawn,
+        heard=lambda: None,
+        events=EventLog(tmp_path / "events", NODE),
+        observing=Observing(NODE, load_hooks(), directory),
+        pace_limits=PaceLimits(),
+        keeps=lambda _: True,
+    )
+    spec = VolumeSpec(VOLUME, "v1", MIB, 0, policy="alwayson", hash_key="ab" * 32)
+    member = Member(CopyId("c1"), NODE, CopyState.IN_SYNC)
+    record = GroupRecord(volume=VOLUME, epoch=Epoch(1), primary=member.copy, members=(member,))
+    await store.compare_and_set(f"spec/{VOLUME}", spec.to_bytes(), None)
+    entry = await store.compare_and_set(f"group/{VOLUME}", record.to_bytes(), None)
+    assert entry is not None
+    directory.specs[VOLUME] = spec
+    await made.open_all()
+    yield made, store, record
+    await made.stop(handover=False, patience_s=5.0)
+    await tasks.aclose()
+    await store.aclose()
+    assert not failures
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - others bring it about.
+            await asyncio.sleep(0.01)
+
+
+async def is_primary(made: Hosting) -> None:
+    await until(lambda: VOLUME in made.pumps and made.pumps[VOLUME].is_primary)
+
+
+@pytest.mark.parametrize("fault", ["outage", "answers_lost"])
+async def test_a_first_copy_outlives_an_outage_of_the_store(fault: str, tmp_path: Path) -> None:
+    async with hosted(tmp_path) as (made, store, record):
+        setattr(store.faults, fault, True)
+        made.on_group(VOLUME, record, 1)
+        calls = store.faults.calls
+        await until(lambda: store.faults.calls > calls + 4)
+        store.faults.heal()
+        await is_primary(made)
+
+
+async def test_a_copy_that_cannot_be_opened_anew_at_once_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with hosted(tmp_path) as (made, store, record):
+        made.on_group(VOLUME, record, 1)
+        await is_primary(made)
+        failed = made.pumps[VOLUME]
+        real, left = SuperblockFile.save, [3]
+
+        def save(self: SuperblockFile, *args: object) -> None:
+            left[0] -= 1
+            if left[0] >= 0:
+                raise CopyError("The disk fails.", reason=FaultReason.IO_ERROR)
+            real(self, *args)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(SuperblockFile, "save", save)
+        failed._fail(CopyError("The disk fails.", reason=FaultReason.IO_ERROR))
+        await until(lambda: left[0] <= 0)
+        store.faults.outage = True
+        calls = store.faults.calls
+        await until(lambda: store.faults.calls > calls + 2)
+        store.faults.heal()
+        await is_primary(made)
+        assert made.pumps[VOLUME] is not failed
+        assert not made.orphans
