@@ -126,9 +126,15 @@ def test_a_frozen_node_is_told_apart_and_still_stopped(
 ) -> None:
     pid = running.node("n1").pid
     assert pid is not None
+    made = holdfast("volume", "create", "db", "-s", "1MiB", "-r", "1", "--node", "n1", "--wait")
+    assert made.code == 0, made.err
     os.kill(pid, signal.SIGSTOP)
+    promoted = holdfast("volume", "promote", "db", "n2")
+    assert promoted.code == 0, promoted.err
     assert holdfast("--json", "status").json["nodes"][0]["state"] == "silent"
     assert holdfast("volume", "list").code == 0
+    shown = holdfast("node", "show", "n1")
+    assert (shown.code, "did not answer within 5 s" in shown.err) == (7, True), shown.err
     stopped = {s["name"]: s["how"] for s in holdfast("--json", "down").json["stopped"]}
     assert stopped.keys() == {"n1", "n2"}
     assert stopped["n2"] == "clean"

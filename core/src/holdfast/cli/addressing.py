@@ -47,8 +47,8 @@ def _serving(client: ControlClient, name: str, frontend: str, node: str | None) 
     wanted = [node] if node is not None else [status["attached"], status["primary"], *living]
     for each in wanted:
         address = nodes[each]["frontends"].get(frontend) if each in living else None
-        # The state store may take a node for alive for some seconds after it was killed.
-        if each is not None and address and _listens(address):
+        # The state store may take a node for alive for some seconds after it was killed or frozen.
+        if each is not None and address and _listens(address, greets=frontend == "nbd"):
             return each, address
     what = "NBD" if frontend == "nbd" else frontend
     hint = "`holdfast status` shows which nodes run."
@@ -58,13 +58,19 @@ def _serving(client: ControlClient, name: str, frontend: str, node: str | None) 
     raise UnavailableError(f"{who} {what} now.", hint=hint)
 
 
-def _listens(address: str) -> bool:
+def _listens(address: str, *, greets: bool) -> bool:
+    """Whether somebody is at `address`: the kernel lets one connect to a frozen process as well.
+
+    Args:
+        address: Host and port.
+        greets: Whether who listens there speaks first.
+    """
     host, _, port = address.rpartition(":")
     if host in {"0.0.0.0", "[::]"}:  # noqa: S104 - compared, not bound.
         host = "localhost"
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=1):
-            return True
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=1) as connection:
+            return not greets or bool(connection.recv(1))
     except OSError:
         return False
 

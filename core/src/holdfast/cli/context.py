@@ -21,6 +21,8 @@ from holdfast.units import parse_size
 
 PROBE_TIMEOUT_S = 2.0
 """How long a node may take to say that it lives before the next one is asked."""
+NAMED_TIMEOUT_S = 5.0
+"""The same for a node that no other one can stand in for."""
 
 
 @attrs.define
@@ -40,15 +42,23 @@ class Context:
         """Return a client of `node`, or of the first node that answers.
 
         Raises:
-            UnavailableError: None does; says how to start them.
+            UnavailableError: It does not, or none does; says how to start them.
         """
         if self.control is not None:
+            asked = ControlClient(self.control, hint="Is the path of --control right?")
             if node is not None:
-                raise UsageError("--control names one node; it cannot be asked for another.")
-            return ControlClient(self.control, hint="Is the path of --control right?")
+                name = asked.node(timeout_s=NAMED_TIMEOUT_S)["name"]
+                if name != node:
+                    raise UsageError(
+                        f"--control is the socket of node {name}, which cannot act for {node}.",
+                        hint=f"Name the control socket of {node}.",
+                    )
+            return asked
         cluster = self.cluster()
         if node is not None:
-            return cluster.node(node).client()
+            named = cluster.node(node).client()
+            named.node(timeout_s=NAMED_TIMEOUT_S)
+            return named
         running = [each for each in cluster.nodes if each.pid is not None]
         silent: HoldfastError | None = None
         for each in running:

@@ -24,6 +24,8 @@ Json = dict[str, Any]
 
 TIMEOUT_S = 60.0
 """For an answer to a request. Making a volume waits for its primary, which is seconds at most."""
+SILENCE_S = 30.0
+"""For the next line of a comparison, which tells of every 8 MiB."""
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -153,11 +155,11 @@ class ControlClient:
 
     def verify(self, name: str) -> Iterator[Json]:
         """Compare all copies; yields progress, and the result last."""
-        yield from self.stream("POST", f"{_path(name)}/verify")
+        yield from self.stream("POST", f"{_path(name)}/verify", silence_s=SILENCE_S)
 
     def scrub(self, name: str) -> Iterator[Json]:
         """Compare all copies and repair what is wrong; yields as `verify` does."""
-        yield from self.stream("POST", f"{_path(name)}/scrub")
+        yield from self.stream("POST", f"{_path(name)}/scrub", silence_s=SILENCE_S)
 
     def promote(self, name: str, node: str, *, force: bool = False) -> Json:
         """Make `node`'s copy the primary."""
@@ -192,9 +194,14 @@ class ControlClient:
         with self._open(method, path, body, limit_s) as response:
             return _parse(response.read())
 
-    def stream(self, method: str, path: str) -> Iterator[Json]:
-        """Yield the JSON objects of an answer of lines, as they come, without a time limit."""
-        with self._open(method, path, None, None) as response:
+    def stream(self, method: str, path: str, *, silence_s: float | None = None) -> Iterator[Json]:
+        """Yield the JSON objects of an answer of lines, as they come.
+
+        Raises:
+            UnavailableError: Nothing came for `silence_s`; without it one waits for ever.
+            HoldfastError: What the node raised, as its own class.
+        """
+        with self._open(method, path, None, silence_s) as response:
             rest = b""
             # Iterating over the response would take a connection cut in the middle for its end.
             while part := response.read1(65536):
@@ -223,7 +230,7 @@ class ControlClient:
             raise UnavailableError(f"{self._who} is not running.", hint=self._hint) from error
         except TimeoutError as error:
             raise UnavailableError(
-                f"{self._who} did not answer within {timeout_s:g} s.",
+                f"{self._who} did not answer within {connection.timeout:g} s.",
                 hint="Its process may be stopped or overloaded; try again, or ask another node.",
             ) from error
         except (OSError, http.client.HTTPException) as error:

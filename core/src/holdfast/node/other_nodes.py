@@ -19,6 +19,8 @@ from holdfast.units import NodeName
 
 ANSWER_S = 1.5
 """How long another node may take to tell what it knows; a frozen one must not hold whoever asks."""
+ORDER_S = 20.0
+"""How long it may take to do what it is told, which is ten seconds at most."""
 
 
 class OtherNodes:
@@ -60,7 +62,7 @@ class OtherNodes:
             raise UnavailableError(
                 f"Node {node} cannot be asked from here.", hint=f"Run the command on {node}."
             )
-        return ControlClient(control, node=node)
+        return ControlClient(control, node=node, timeout_s=ORDER_S)
 
     def _socket_of(self, node: NodeName) -> Path | None:
         if node == self._own:

@@ -220,8 +220,8 @@ class Service:
 
     async def change_volume(self, name: str, changes: VolumeChanges) -> Json:
         """Change what was declared."""
-        spec = await self._node.volumes.change(name, changes)
-        return await self._status(spec)
+        spec, warnings = await self._node.volumes.change(name, changes)
+        return await self._status(spec) | {"warnings": warnings}
 
     async def delete_volume(self, name: str, *, force: bool) -> None:
         """Delete a volume and all its copies."""
@@ -231,7 +231,7 @@ class Service:
         """Hand the primary over to an in-sync copy, or let one stand that waits for another."""
         if force:
             return await self._force(name, node)
-        spec, pump, record = await self._at_primary(name, "promote", node)
+        spec, pump, record = await self._at_primary(name)
         if pump is None:
             return await self._others.order(record.primary_member.node, "promote", name, node)
         target = record.on_node(node)
@@ -244,7 +244,7 @@ class Service:
 
     async def evict(self, name: str, node: NodeName) -> Json:
         """Take a node's copy out of the group for good."""
-        spec, pump, record = await self._at_primary(name, "evict", node)
+        spec, pump, record = await self._at_primary(name)
         if pump is None:
             return await self._others.order(record.primary_member.node, "evict", name, node)
         member = record.on_node(node)
@@ -269,7 +269,7 @@ class Service:
 
         To its own node: call a move off.
         """
-        spec, pump, record = await self._at_primary(name, "move", source, target)
+        spec, pump, record = await self._at_primary(name)
         if pump is None:
             return await self._others.order(
                 record.primary_member.node, "move", name, source, target
@@ -287,19 +287,32 @@ class Service:
         pump.feed(ev.MoveCopy(source, target))
         return await self._status(spec)
 
-    async def _at_primary(
-        self, name: str, call: str, *arguments: object
-    ) -> tuple[VolumeSpec, Pump | None, GroupRecord]:
+    async def _at_primary(self, name: str) -> tuple[VolumeSpec, Pump | None, GroupRecord]:
+        """Return a volume, the pump of its primary if that is here, and its record.
+
+        While the primary is on a node that is silent, another one is waited for.
+        """
         spec = await self._node.directory.find(name)
-        pump = self._node.hosting.pumps.get(spec.id)
-        if pump is not None and pump.is_primary:
-            return spec, pump, pump.member.ctx.record
-        record = self._node.consumer.group(spec.id)
-        if record is None or record.primary_member.node == self._node.name:
-            raise UnavailableError(
-                f"Volume {name} has no serving primary now.", hint="Try again in a moment."
-            )
-        return spec, None, record
+        give_up = time.monotonic() + SETTLE_S
+        while True:
+            pump = self._node.hosting.pumps.get(spec.id)
+            if pump is not None and pump.is_primary:
+                return spec, pump, pump.member.ctx.record
+            record = self._node.consumer.group(spec.id)
+            if record is None or record.primary_member.node == self._node.name:
+                raise UnavailableError(
+                    f"Volume {name} has no serving primary now.", hint="Try again in a moment."
+                )
+            node = record.primary_member.node
+            others = self._others
+            if not others.can_ask(node) or await others.ask(node, "volume", name) is not None:
+                return spec, None, record
+            if time.monotonic() > give_up:
+                raise UnavailableError(
+                    f"Node {node}, which has the primary of {name}, does not answer.",
+                    hint=f"Its process may be stopped; `holdfast explain {name}` tells what is next.",
+                )
+            await asyncio.sleep(0.1)
 
     async def _force(self, name: str, node: NodeName) -> Json:
         """Let the copy on `node` stand though it may lack what another one alone still has (I4)."""
@@ -375,7 +388,7 @@ class Service:
 
     async def _verified(self, name: str, *, repair: bool) -> AsyncIterator[Json]:
         call = "scrub" if repair else "verify"
-        _spec, pump, record = await self._at_primary(name, call)
+        _spec, pump, record = await self._at_primary(name)
         if pump is not None:
             lines = verifying.run(pump, name, repair=repair)
         else:
