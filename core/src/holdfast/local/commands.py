@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Mapping
 
 import anyio
+
+_SYSTEM = os.pathsep.join(["/usr/local/sbin", "/usr/sbin", "/sbin"])
+"""Where storage tools are that the PATH of a plain user does not name."""
 
 
 async def run(*command: str) -> tuple[int, str, str]:
@@ -14,7 +18,8 @@ async def run(*command: str) -> tuple[int, str, str]:
     Both texts are stripped. A program that cannot be started gives exit code 127, as in a shell.
     """
     try:
-        done = await anyio.run_process(command, check=False)
+        path = program(command[0]) or command[0]
+        done = await anyio.run_process([path, *command[1:]], check=False)
     except OSError as error:
         return 127, "", f"{command[0]}: {error.strerror}"
     return (
@@ -22,6 +27,11 @@ async def run(*command: str) -> tuple[int, str, str]:
         done.stdout.decode(errors="replace").strip(),
         done.stderr.decode(errors="replace").strip(),
     )
+
+
+def program(name: str) -> str | None:
+    """Return the path of a program, also of one that only root usually calls; None without it."""
+    return shutil.which(name) or shutil.which(name, path=_SYSTEM)
 
 
 def clause(said: str) -> str:
@@ -45,7 +55,7 @@ def missing_tools(tools: Mapping[str, str]) -> str | None:
     Args:
         tools: Program name to the Debian package that has it.
     """
-    missing = [tool for tool in tools if shutil.which(tool) is None]
+    missing = [tool for tool in tools if program(tool) is None]
     if not missing:
         return None
     packages = " ".join(sorted({tools[tool] for tool in missing}))
