@@ -39,12 +39,16 @@ class FakeService:
             "started_at": 1.0,
             "address": "127.0.0.1:5703",
             "frontends": {"nbd": "127.0.0.1:10809"},
+            "uris": {"nbd": "nbd://127.0.0.1:10809/VOLUME"},
+            "transports": {"tcp": "127.0.0.1:5703"},
             "cordoned": self.cordoned,
+            "draining": False,
             "labels": self.labels,
             "copies": len(self.held),
             "data": ["/data"],
             "capacity_bytes": 1 << 40,
             "free_bytes": 1 << 39,
+            "orphans": {"/data/lost": "Its superblock cannot be read."},
         }
 
     async def nodes(self) -> Sequence[Json]:
@@ -132,7 +136,8 @@ class FakeService:
         if "replicas" in given:
             status["declared_replicas"] = given.pop("replicas")
         status.update(given)
-        return status
+        warnings = ["Four nodes are fewer than five."] if status["declared_replicas"] > 2 else []
+        return status | {"warnings": warnings}
 
     async def delete_volume(self, name: str, *, force: bool) -> None:
         status = await self.volume(name)

@@ -86,6 +86,8 @@ def test_warnings_go_to_standard_error(holdfast: Command) -> None:
     made = holdfast("volume", "create", "db", "--size", "1GiB", "--replicas", "3")
     assert made.code == 0
     assert made.err == "Warning: Four nodes are fewer than five.\n"
+    assert holdfast("volume", "set", "db", "--replicas", "2").err == ""
+    assert holdfast("volume", "set", "db", "--replicas", "3").err == made.err
 
 
 def test_copies_are_promoted_moved_and_evicted(holdfast: Command) -> None:
@@ -100,7 +102,9 @@ def test_the_uri_is_that_of_the_node_asked_for_in_use_or_primary(
     holdfast: Command, service: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     down: set[str] = set()
-    monkeypatch.setattr("holdfast.cli.addressing._listens", lambda address: address not in down)
+    monkeypatch.setattr(
+        "holdfast.cli.addressing._listens", lambda address, **_: address not in down
+    )
     holdfast("volume", "create", "a b", "--size", "1MiB")
     assert holdfast("volume", "url", "a b").out == "nbd://127.0.0.1:10809/a%20b\n"
     service.held["a b"]["attached"] = "n3"
@@ -143,9 +147,14 @@ def test_events_are_lines(holdfast: Command) -> None:
 def test_nodes_are_listed_shown_and_cordoned(holdfast: Command, service: FakeService) -> None:
     assert "n4" in holdfast("node", "list").out
     assert len(holdfast("--json", "node", "list").json["nodes"]) == 4
-    assert holdfast("node", "cordon", "n1").code == 2  # --control names the node already.
-    assert holdfast("node", "drain", "n1").code == 2
+    page = holdfast("node", "show", "n1").out
+    assert "512 GiB free of 1 TiB" in page
+    assert "Its superblock cannot be read." in page
+    assert "{" not in page
+    assert holdfast("node", "drain", "n2").code == 2  # The socket is that of n1.
     assert not service.cordoned
+    assert holdfast("node", "cordon", "n1").code == 0
+    assert service.cordoned
 
 
 @pytest.mark.parametrize(
@@ -158,6 +167,7 @@ def test_nodes_are_listed_shown_and_cordoned(holdfast: Command, service: FakeSer
         (["volume", "create", "x", "--size", "1GiB", "--set", "grace"], 2, "has no '='"),
         (["volume", "set", "x"], 2, "Nothing is to be changed."),
         (["volume", "creat", "x"], 2, "creat"),
+        (["volume", "explain", "x"], 2, "Perhaps `holdfast explain`?"),
         (["volume", "list", "--fast"], 2, "--fast"),
         (["frobnicate"], 2, "frobnicate"),
         (["volume", "detach", "x"], 5, "not attached"),
@@ -175,7 +185,7 @@ def test_a_mistake_is_a_sentence_with_an_exit_code(
     assert len(failed.err.splitlines()) <= 2
     error = holdfast("--json", *words).error
     assert error["exit_code"] == code
-    assert sentence in error["message"]
+    assert sentence in f"{error['message']} {error['hint']}"
 
 
 def test_without_a_cluster_the_error_says_how_to_make_one(offline: Command) -> None:

@@ -74,3 +74,8 @@ def chunks_of(size_bytes: int) -> int:
 def regions_of(size_bytes: int) -> int:
     """Return how many regions cover `size_bytes`; the last may be short."""
     return -(-size_bytes // REGION_BYTES)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as `1 replica` or `2 replicas`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

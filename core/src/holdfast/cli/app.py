@@ -182,7 +182,24 @@ def _slip(error: _Slip, *, as_json: bool) -> int:
     sentence = error.format_message().strip()
     if not sentence.endswith((".", "?", "!")):
         sentence += "."
-    return _fail(UsageError(sentence, hint=f"`{path} -h` shows how."), as_json=as_json)
+    hint = f"`{path} -h` shows how."
+    wanted = sentence.removeprefix("No such command '").partition("'")[0]
+    if wanted != sentence and (found := _paths_of(wanted, error.ctx.find_root().command)):
+        hint = f"Perhaps {' or '.join(f'`holdfast {each}`' for each in found)}?"
+    return _fail(UsageError(sentence, hint=hint), as_json=as_json)
+
+
+def _paths_of(name: str, group: Any) -> list[str]:
+    """Return where in the tree of commands there is one of that name, such as `volume list`."""
+    found = []
+    for each, command in group.commands.items():
+        found += [each] if each == name else []
+        found += (
+            [f"{each} {below}" for below in _paths_of(name, command)]
+            if hasattr(command, "commands")
+            else []
+        )
+    return found
 
 
 def _bug(error: Exception, *, as_json: bool) -> int:

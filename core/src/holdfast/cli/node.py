@@ -97,10 +97,7 @@ def show(ctx: typer.Context, name: Node) -> None:
         return
     from holdfast.cli import render
 
-    rows = render.table("", "")
-    for key, value in described.items():
-        rows.add_row(key, str(value))
-    render.show(rows)
+    render.show(render.node_page(described))
 
 
 @app.command()

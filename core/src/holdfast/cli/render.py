@@ -129,11 +129,17 @@ def md_table(volumes: Iterable[Json]) -> Table:
     return made
 
 
+def _facts() -> Table:
+    """Return an empty table for one fact a line, its name first."""
+    made = Table.grid(padding=(0, 2))
+    made.add_column(style="bold", no_wrap=True)
+    made.add_column(overflow="fold")
+    return made
+
+
 def volume_page(volume: Json) -> RenderableType:
     """Return all that is known of one volume."""
-    head = Table.grid(padding=(0, 2))
-    head.add_column(style="bold")
-    head.add_column()
+    head = _facts()
     options = ", ".join(f"{k}={v}" for k, v in volume["policy_options"].items())
     head.add_row("Volume", volume["name"])
     head.add_row("Health", word(volume["health"]))
@@ -199,6 +205,46 @@ def findings(result: Json) -> Table:
             chunk, offset = str(each["chunk"]), str(each["offset"])
             made.add_row(chunk, offset, what, ", ".join(each["nodes"]), repaired)
     return made
+
+
+def node_page(node: Json) -> RenderableType:
+    """Return what one node says of itself."""
+    head = _facts()
+    head.add_row("Node", node["name"])
+    state = word("running" if node["ready"] else "starting")
+    if node["cordoned"]:
+        state.append(", draining" if node["draining"] else ", cordoned", style=_BUSY)
+    head.add_row("State", state)
+    started = dt.datetime.fromtimestamp(node["started_at"]).astimezone()
+    head.add_row("Process", f"{node['pid']}, since {started:%Y-%m-%d %H:%M:%S}")
+    head.add_row("Version", node["version"])
+    head.add_row("Cluster", node["cluster"])
+    labels = [f"{key}={value}" for key, value in sorted(node["labels"].items())]
+    head.add_row("Labels", ", ".join(labels) or "none")
+    head.add_row("Copies", str(node["copies"]))
+    free, capacity = format_size(node["free_bytes"]), format_size(node["capacity_bytes"])
+    head.add_row("Space", f"{free} free of {capacity}")
+    head.add_row("Data", "\n".join(node["data"]) or "none")
+    parts: list[RenderableType] = [head]
+    listens = table("SERVES", "AT")
+    for name, address in sorted(node["transports"].items()):
+        listens.add_row(f"transport {name}", address)
+    for name, uri in sorted(node["uris"].items()):
+        listens.add_row(f"frontend {name}", uri)
+    parts.append(Padding(listens, (1, 0, 0, 0)))
+    if node.get("workers"):
+        right = ["WORKER", "PID", "RESTARTS"]
+        workers = table("WORKER", "STATE", "PID", "RESTARTS", right=right)
+        for at, each in enumerate(node["workers"]):
+            how = word("running" if each["ready"] else "starting")
+            workers.add_row(str(at), how, _text(each["pid"]), str(each["restarts"]))
+        parts.append(workers)
+    if node["orphans"]:
+        orphans = table("FOLDER NOT USED", "WHY")
+        for path, why in sorted(node["orphans"].items()):
+            orphans.add_row(path, why)
+        parts.append(orphans)
+    return Group(*parts)
 
 
 def drain_plan(steps: Iterable[Json]) -> Table:

@@ -17,7 +17,7 @@ from holdfast.cli.context import Context, here, pairs, put, put_json, put_json_l
 from holdfast.errors import UnavailableError, UsageError
 from holdfast.node.control_client import ControlClient, Json
 from holdfast.sync.placement import SPREAD_LABEL
-from holdfast.units import format_size
+from holdfast.units import counted, format_size
 
 app = typer.Typer(
     name="volume",
@@ -180,7 +180,7 @@ def create(
         return
     put(
         f"Volume {name}: {format_size(status['size'])}, primary on {status['primary']}, "
-        f"{status['declared_replicas']} replicas, {status['health']}."
+        f"{counted(status['declared_replicas'], 'replica')}, {status['health']}."
     )
     if not wait and status["health"] != "healthy":
         put(f"`holdfast volume watch {name}` shows it becoming healthy.")
@@ -259,6 +259,8 @@ def change(
     if all(value is None for value in changes.values()):
         raise UsageError("Nothing is to be changed.", hint="See `holdfast volume set -h`.")
     status = context.client().change_volume(name, **changes)
+    for warning in status.get("warnings", ()):
+        warn(warning)
     if context.json:
         put_json(status)
         return

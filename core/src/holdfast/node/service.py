@@ -163,7 +163,7 @@ class NodeService(Protocol):
         ...
 
     async def change_volume(self, name: str, changes: VolumeChanges) -> Json:
-        """Change what was declared and return the new status.
+        """Change what was declared and return the new status, and `warnings` (sentences).
 
         Raises:
             ConflictError: The present state does not satisfy the change; says why.

@@ -37,6 +37,7 @@ from holdfast.units import (
     Epoch,
     NodeName,
     VolumeId,
+    counted,
     format_size,
 )
 
@@ -99,6 +100,16 @@ class Policies:
         if reason is not None:
             raise UsageError(reason)
 
+    def shortage(self, spec: VolumeSpec, nodes: int) -> str | None:
+        """Return a sentence when so many nodes are too few to heal after a loss, or None."""
+        needed = self.of(spec).nodes_min(spec.replicas)
+        if nodes >= needed:
+            return None
+        return (
+            f"{spec.policy} with {counted(spec.replicas, 'replica')} needs {needed} nodes to heal "
+            f"after a loss; this cluster has {nodes}."
+        )
+
 
 class Volumes:
     """The declared volumes of the cluster."""
@@ -125,7 +136,7 @@ class Volumes:
         spec = self._declared(request)
         nodes = self._place(spec, request.primary_node)
         spec = attrs.evolve(spec, id=self._spread_id(nodes))
-        warnings = self._warnings(spec, nodes)
+        warnings = self._warnings(spec, len(nodes))
         try:
             await self._store.compare_and_set(f"name/{spec.name}", spec.id.encode(), None)
         except StateConflictError:
@@ -150,8 +161,11 @@ class Volumes:
         self._observing.group_changed(spec, None, record)
         return spec, warnings
 
-    async def change(self, name: str, changes: VolumeChanges) -> VolumeSpec:
-        """Write a changed specification, refused when the present state does not satisfy it."""
+    async def change(self, name: str, changes: VolumeChanges) -> tuple[VolumeSpec, list[str]]:
+        """Write a changed specification, refused when the present state does not satisfy it.
+
+        Returns it with warnings.
+        """
         known = await self._directory.find(name)
         entry = await self._store.get(f"spec/{known.id}")
         if entry is None:
@@ -167,7 +181,9 @@ class Volumes:
             raise ConflictError(
                 f"Somebody else has just changed {name!r}.", hint="Look again, then try again."
             ) from None
-        return wanted
+        if (wanted.replicas, wanted.policy) == (spec.replicas, spec.policy):
+            return wanted, []
+        return wanted, self._warnings(wanted, min(self._hosts(), wanted.replicas + 1))
 
     async def delete(self, name: str, *, force: bool) -> None:
         """Delete a volume: tombstone first, then the record, so that no copy outlives it unproved."""
@@ -320,21 +336,17 @@ class Volumes:
 
         return min(drawn, key=weighed)
 
-    def _warnings(self, spec: VolumeSpec, nodes: Sequence[NodeName]) -> list[str]:
-        warnings = []
-        have = sum(1 for n in self._directory.alive.values() if not n.compute_only)
-        needed = self._policies.of(spec).nodes_min(spec.replicas)
-        if len(nodes) <= spec.replicas:
-            warnings.append(
-                f"Only {len(nodes)} of {spec.replicas + 1} copies can be placed now; the rest follow "
-                "when nodes appear."
-            )
-        elif have < needed:
-            warnings.append(
-                f"{spec.policy} with {spec.replicas} replicas needs {needed} nodes to heal after a "
-                f"loss; this cluster has {have}."
-            )
-        return warnings
+    def _hosts(self) -> int:
+        """Return how many living nodes may hold copies."""
+        return sum(1 for n in self._directory.alive.values() if not n.compute_only)
+
+    def _warnings(self, spec: VolumeSpec, placed: int) -> list[str]:
+        """Return what to tell of a volume for `placed` of whose copies there is a node."""
+        if placed <= spec.replicas:
+            some = f"Only {placed} of {spec.replicas + 1} copies can be placed now"
+            return [f"{some}; the rest follow when nodes appear."]
+        short = self._policies.shortage(spec, self._hosts())
+        return [] if short is None else [short]
 
     # -- changing ----------------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ from holdfast.node.nbd.handshake import (
 )
 from holdfast.node.nbd.protocol import Rep
 from holdfast.sockets import bracketed, split_address
-from holdfast.units import MIB, REQUEST_BYTES_MAX
+from holdfast.units import MIB, REQUEST_BYTES_MAX, counted
 
 _log = logging.getLogger("holdfast.nbd")
 
@@ -250,7 +250,7 @@ class NbdFrontend:
             name=spec.name,
             size_bytes=export.size_bytes if export else spec.size_bytes,
             read_only=export is not None and not export.writable,
-            description=f"Holdfast volume {spec.name}, {spec.replicas} replicas",
+            description=f"Holdfast volume {spec.name}, {counted(spec.replicas, 'replica')}",
         )
 
     async def _resolve(self, asked: str) -> str:
