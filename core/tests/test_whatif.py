@@ -80,11 +80,21 @@ def test_the_table_and_the_timeline_are_for_people(
     assert run(words) == 0
     said = capsys.readouterr().out
     assert "LAST COPY" in said
-    assert "a + b" in said
+    assert "zone" in said
+    assert "0/2" in said
+    assert "worst" in said
+    assert "unflushed" in said
     assert str(svg) in said
     root = ET.fromstring(svg.read_text(encoding="utf-8"))  # noqa: S314 (made by us)
     titles = [each.text or "" for each in root.iter("{http://www.w3.org/2000/svg}title")]
     assert any(title.startswith("unavailable, 0 copies") for title in titles)
+
+
+def test_a_node_that_names_no_zone_is_one_of_its_own() -> None:
+    layout = parse(THREE.replace('{ zone = "west" }', "{}"), "x", policy="hard", replicas=1)
+    assert layout.losses("zone") == [("a", "b"), ("c",)]
+    assert [layout.called(lost) for lost in layout.losses("zone")] == ["zone east", "c"]
+    assert layout.called(("a", "c")) == "a + c"
 
 
 @pytest.mark.parametrize(

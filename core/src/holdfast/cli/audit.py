@@ -63,9 +63,10 @@ def _show(done: Audit) -> None:
     from holdfast.cli import render
 
     if done.findings:
-        rows = render.table("RULE", "VOLUME", "WHAT", "WHERE")
+        rows = render.table("RULE", "WHAT AND WHERE")
         for each in done.findings:
-            rows.add_row(each.rule, each.volume, each.sentence, f"{each.file}:{each.line}")
+            told = f"volume {each.volume}", each.sentence, f"{each.file}:{each.line}"
+            rows.add_row(each.rule, "\n".join(told))
         render.show(rows)
     put(
         f"{done.events} events and {done.records} changes of {len(done.volumes)} group records, by "

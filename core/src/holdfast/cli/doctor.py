@@ -51,7 +51,7 @@ def doctor(ctx: typer.Context) -> None:
     else:
         from holdfast.cli import render
 
-        rows = render.table("", "STATE", "FOUND", "WHAT TO DO", wrap=["FOUND"])
+        rows = render.table("", "STATE", "FOUND", "WHAT TO DO", wrap=["FOUND", "WHAT TO DO"])
         for each in findings:
             rows.add_row(each.what, render.word(each.state), each.told, each.remedy)
         render.show(rows)

@@ -274,7 +274,9 @@ class NbdClient:
         what = {READ: "read", WRITE: "write", FLUSH: "flush", TRIM: "trim"}.get(
             request.kind, "request"
         )
-        reason = sentence or (os.strerror(code) if code < _ERRNO_MAX else f"error {code}")
+        reason = sentence.rstrip(".") or (
+            os.strerror(code) if code < _ERRNO_MAX else f"error {code}"
+        )
         hint = "The volume is read-only now." if code == errno.EPERM else ""
         return VolumeError(
             f"The {what} of {request.length} bytes at {request.offset} failed: {reason}.",

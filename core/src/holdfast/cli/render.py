@@ -65,20 +65,21 @@ def word(text: str) -> Text:
 
 def show(what: RenderableType) -> None:
     """Draw on standard output."""
-    out.print(what)
+    # A line of text is left whole, for the terminal to wrap and for programs to search.
+    out.print(what, soft_wrap=isinstance(what, Text))
 
 
-def table(*columns: str, right: Sequence[str] = (), wrap: Sequence[str] = ()) -> Table:
+def table(*columns: str, right: Sequence[str] = (), wrap: Sequence[str] | None = None) -> Table:
     """Return an empty table in the house's form.
 
     Args:
         columns: The headings.
         right: Those that are set flush right.
-        wrap: Those that may take several lines; the last one may in any case.
+        wrap: Those that may take several lines; None: the last one.
     """
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for column in columns:
-        wraps = column in {*wrap, columns[-1]}
+        wraps = column in (columns[-1:] if wrap is None else wrap)
         side: Literal["left", "right"] = "right" if column in right else "left"
         made.add_column(column, justify=side, overflow="fold", no_wrap=not wraps)
     return made

@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from holdfast.cli.context import here, pairs, put, put_json
+from holdfast.cli.context import here, pairs, put, put_json, warn
 from holdfast.errors import NotFoundError, UsageError
-from holdfast.units import MIB, parse_size
+from holdfast.model import VolumeSpec
+from holdfast.units import MIB, VolumeId, parse_size
 
 if TYPE_CHECKING:
     from holdfast.testing.whatif.layout import Layout
     from holdfast.testing.whatif.rehearsal import Told
+
+_LOSES = ("nothing", "unflushed writes", "everything")
+"""What a loss may take, the worst last."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -75,6 +79,7 @@ def whatif(
         raise UsageError("--down must be above 0, and --gap not below.", hint="Write --down 120.")
     given = _layout(topology, policy, replicas, settings or [])
     plan = rehearsal.Plan(given, Policies({}).of, None if for_good else down, _rate(rate))
+    _warn_of_shortage(given)
     losses: dict[tuple[str, ...], None] = {}
     for kind in faults.split(","):
         if kind not in layout.FAULTS:
@@ -84,12 +89,12 @@ def whatif(
     told: list[Told] = []
     for number, lost in enumerate(losses, start=1):
         if sys.stderr.isatty():
-            sys.stderr.write(f"\r{number} of {len(losses)}: {' + '.join(lost)}\033[K")
+            sys.stderr.write(f"\r{number} of {len(losses)}: {given.called(lost)}\033[K")
         told += rehearsal.rehearse(plan, lost, gap_s=gap)
     if sys.stderr.isatty():
         sys.stderr.write("\r\033[K")
     if svg is not None:
-        _draw(svg, topology, told)
+        _draw(svg, topology, told, back_s=None if for_good else down)
     if here(ctx).json:
         put_json({"losses": [rehearsal.as_json(each) for each in told]})
     else:
@@ -121,6 +126,24 @@ def _layout(path: Path, policy: str, replicas: int, settings: list[str]) -> Layo
     return attrs.evolve(given, volumes=tuple(volumes))
 
 
+def _warn_of_shortage(given: Layout) -> None:
+    """Say which volumes cannot heal on the nodes that there are, as `volume create` would."""
+    from holdfast.node.volumes import Policies
+
+    for each in given.volumes:
+        spec = VolumeSpec(
+            VolumeId(each.name),
+            each.name,
+            each.size_bytes,
+            each.replicas,
+            policy=each.policy,
+            policy_options=each.options,
+        )
+        short = Policies({}).shortage(spec, len(given.zones))
+        if short is not None:
+            warn(f"Volume {each.name}: {short}")
+
+
 def _rate(text: str) -> float:
     try:
         rate = parse_size(text)
@@ -133,11 +156,12 @@ def _rate(text: str) -> float:
     return float(rate)
 
 
-def _draw(svg: Path, topology: Path, told: list[Told]) -> None:
+def _draw(svg: Path, topology: Path, told: list[Told], *, back_s: float | None) -> None:
     from holdfast.testing.whatif import timeline
 
     try:
-        svg.write_text(timeline.draw(f"What if: {topology.name}", told), encoding="utf-8")
+        picture = timeline.draw(f"What if: {topology.name}", told, back_s=back_s)
+        svg.write_text(picture, encoding="utf-8")
     except OSError as error:
         raise UsageError(
             f"The timeline cannot be written to {svg}: {error}.", hint="Name another file."
@@ -148,31 +172,38 @@ def _show(losses: list[Told]) -> None:
     from holdfast.cli import render
 
     rows = render.table(
-        "WITHOUT", "VOLUME", "COPIES", "SILENT", "READ-ONLY", "LAST COPY", "WHOLE", "LOSES"
+        *("WITHOUT", "VOLUME", "LEFT", "SILENT", "READ-ONLY", "LAST COPY", "WHOLE", "LOSES"),
+        right=["SILENT", "READ-ONLY", "LAST COPY", "WHOLE"],
+        wrap=["WITHOUT"],
     )
-    for told in losses:
-        if not told.copies_lost:
-            continue
-        whole = told.whole_after_s
-        rows.add_row(
-            " + ".join(told.lost),
-            told.volume,
-            str(told.copies_lost),
-            _seconds(told.unavailable_s),
-            _seconds(told.read_only_s),
-            _seconds(told.exposed_s),
-            "not yet" if whole is None else _seconds(whole),
-            told.loses,
-        )
+    hurt = [told for told in losses if told.copies_lost]
+    for before, told in zip([None, *hurt], hurt, strict=False):
+        same = before is not None and before.lost == told.lost
+        rows.add_row("" if same else told.without, told.volume, *_cells([told]))
+    rows.add_section()
+    for at, volume in enumerate(dict.fromkeys(told.volume for told in hurt)):
+        those = [told for told in hurt if told.volume == volume]
+        rows.add_row("" if at else "at worst", volume, *_cells(those))
     render.show(rows)
-    put(
-        "COPIES of the volume were lost. SILENT: writes were not answered. LAST COPY: one more loss"
-    )
+    put("LEFT: of the declared copies. SILENT: writes were not answered. LAST COPY: one more loss")
     put("would have lost writes. WHOLE: all copies are in sync again, so long after the loss.")
-    calm = sum(not told.copies_lost for told in losses)
+    calm = len(losses) - len(hurt)
     if calm:
-        put(f"{calm} times a volume had no copy on what was lost.")
+        put(f"{calm} times a volume had no copy on what was lost; nothing happened to it.")
+
+
+def _cells(losses: list[Told]) -> list[str]:
+    """Return what the worst of some losses of one volume did, column by column."""
+    whole = [told.whole_after_s for told in losses]
+    return [
+        min(f"{told.copies - told.copies_lost}/{told.copies}" for told in losses),
+        _seconds(max(told.unavailable_s for told in losses)),
+        _seconds(max(told.read_only_s for told in losses)),
+        _seconds(max(told.exposed_s for told in losses)),
+        "not yet" if None in whole else _seconds(max(each or 0.0 for each in whole)),
+        max((told.loses for told in losses), key=_LOSES.index).removesuffix(" writes"),
+    ]
 
 
 def _seconds(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds else "-"
+    return f"{seconds:.{int(seconds < 100)}f} s" if seconds else "-"

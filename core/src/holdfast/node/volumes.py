@@ -107,7 +107,7 @@ class Policies:
             return None
         return (
             f"{spec.policy} with {counted(spec.replicas, 'replica')} needs {needed} nodes to heal "
-            f"after a loss; this cluster has {nodes}."
+            f"after a loss; there are {nodes}."
         )
 
 

@@ -48,6 +48,14 @@ class Layout:
     """Node to zone."""
     volumes: tuple[Volume, ...]
 
+    def called(self, lost: tuple[str, ...]) -> str:
+        """Return what a person calls nodes that are lost together: a zone, or their names."""
+        zones = {self.zones[node] for node in lost}
+        together = len(lost) > 1 and len(zones) == 1
+        if together and all(zone not in zones or n in lost for n, zone in self.zones.items()):
+            return f"zone {zones.pop()}"
+        return " + ".join(lost)
+
     def losses(self, kind: str) -> list[tuple[str, ...]]:
         """Return the sets of nodes that are lost together for one kind of fault."""
         nodes = list(self.zones)
@@ -101,9 +109,10 @@ def _zones(given: object, source: str) -> dict[str, str]:
         raise _wrong(source, "nodes", f"must be a table of 1 to {NODES_MAX} nodes")
     zones = {}
     for node, about in given.items():
-        zone = about.get("zone") if isinstance(about, dict) else about
+        # Who names no zone has one of its own.
+        zone = about.get("zone", node) if isinstance(about, dict) else about
         if not isinstance(zone, str) or not zone or (isinstance(about, dict) and len(about) > 1):
-            raise _wrong(source, f"nodes.{node}", 'must be { zone = "NAME" }')
+            raise _wrong(source, f"nodes.{node}", 'must be { zone = "NAME" }, or {}')
         zones[node] = zone
     return zones
 

@@ -52,6 +52,10 @@ class Told:
 
     volume: str
     lost: tuple[str, ...]
+    without: str
+    """The lost nodes as a person calls them: `zone east`, or their names."""
+    copies: int
+    """How many are declared, the primary's among them."""
     copies_lost: int
     """How many of its copies were on the nodes that were lost."""
     unavailable_s: float
@@ -299,6 +303,8 @@ def _told(
     return Told(
         volume.name,
         tuple(lost),
+        plan.layout.called(tuple(lost)),
+        volume.replicas + 1,
         sum(name in lost for name in volume.nodes),
         _sum(away),
         _longest(spans),
