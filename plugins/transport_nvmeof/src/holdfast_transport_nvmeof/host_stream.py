@@ -67,6 +67,8 @@ _SEND, _COMMIT = int(ReplicationOpcode.SEND), int(ReplicationOpcode.COMMIT)
 _C2H: Final = struct.Struct("<BBBBIHHII4x")
 _RESPONSE_KIND, _DATA_KIND = int(PduType.CAPSULE_RESP), int(PduType.C2H_DATA)
 _RESPONSE_KINDS: Final = bytes([_RESPONSE_KIND])
+_RUN_MAX: Final = 256
+"""Successes compared at once: so those that do not belong together cost no more than in proportion."""
 _WRITE_COMMAND: Final = int(IoOpcode.WRITE) | PSDT_SGL << 8 | NSID << 32
 _FIRST: Final = int(Mark.FIRST)
 _CID_MASK: Final = STREAM_COMMANDS_MAX - 1
@@ -327,7 +329,7 @@ class HostStream(Stream):
             return 0
         count = 1
         if end - start >= 2 * size and view[start + size] == _RESPONSE_KIND:
-            most = min((end - start) // size, self._ops_open, STREAM_COMMANDS_MAX - cid)
+            most = min((end - start) // size, self._ops_open, STREAM_COMMANDS_MAX - cid, _RUN_MAX)
             kinds = view[start : start + most * size : size].tobytes()
             count = most - len(kinds.lstrip(_RESPONSE_KINDS))
         while count:
