@@ -9,6 +9,7 @@
 #   make fuzz MINUTES=10  bytes from outside, made up; by coverage where atheris is installed
 #   make model            check the large models of the specification in docs/spec (hours)
 #   make soak MINUTES=30  random faults under a checking writer
+#   make power ROUNDS=20  cut the power of guests with kernels of their own (root)
 #   make explore          every order of events of a small world; EXPLORE="--faults 3" passes options
 #   make clean            remove the environment and all caches
 #
@@ -18,11 +19,12 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lint-rules lint-format lint-types lint-words bench crash fuzz soak explore model setup tools clean
+.PHONY: help demo test lint lint-rules lint-format lint-types lint-words bench crash fuzz soak power explore model setup tools clean
 
 VENV ?= .venv
 MINUTES ?= 10
 SEEDS ?= 200
+ROUNDS ?= 20
 BENCH ?=
 EXPLORE ?= --writes 2 --faults 1 --deviations 1
 MODEL ?= large-failover large-network large-power large-planned large-policy large-live
@@ -110,6 +112,9 @@ model: setup
 
 soak: setup
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
+
+power: setup
+	$(BIN)/python -m benchmarks.power replica primary --machines uml --rounds $(ROUNDS)
 
 explore: $(VENV)/.developer
 	@$(BIN)/python -m holdfast.testing.explorer $(EXPLORE)

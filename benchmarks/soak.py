@@ -36,8 +36,6 @@ SIZE_MIB = 32
 VOLUMES = ("v0", "v1", "v2")
 SMALL_DISKS = ("n2", "n4")
 """Nodes whose data lies on a file system that can be filled."""
-DISK_BYTES = 1536 << 20
-"""Holds the volumes beside the 1 GiB that a node keeps free."""
 PAUSE_S_MAX = 60.0
 """A writer without an answer for longer than this is stuck, not paused; `waiting.PATIENCE` times it on
 a busy machine."""
@@ -184,7 +182,7 @@ def soaking(folder: Path, seed: int) -> Iterator[Soak]:
 
         def prepare(cluster: RunningCluster) -> None:
             for node in SMALL_DISKS if can_make_disks() else ():
-                disk = LoopDisk(folder / f"{node}.img", cluster.node(node).data, DISK_BYTES)
+                disk = LoopDisk(folder / f"{node}.img", cluster.node(node).data)
                 disks[node] = stack.enter_context(disk)
 
         made = NetworkedCluster if can_make_networks() else RunningCluster

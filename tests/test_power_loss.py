@@ -67,7 +67,7 @@ def test_a_primary_that_is_up_is_not_forced_aside(start_cluster: Start) -> None:
 @pytest.mark.skipif(not can_make_disks(), reason="file systems of their own take root")
 def test_what_was_flushed_outlives_the_power_of_any_machine(tmp_path: Path) -> None:
     with powered_cluster(tmp_path, nodes=COPIES + 1, machines=COPIES) as powered:
-        cuts = PowerCuts(powered, seed=5)
+        cuts = PowerCuts(powered.cluster, powered, seed=5)
         cuts.prepare()
         for number, role in enumerate(ROLES):
             cuts.round(number, role)

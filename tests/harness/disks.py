@@ -7,6 +7,8 @@ import os
 import shutil
 import struct
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,6 +17,8 @@ import attrs
 from tests.harness.waiting import wait_until
 
 BLOCK_BYTES = 4096
+DISK_BYTES = 1536 << 20
+"""Holds some small volumes beside the 1 GiB that a node keeps free."""
 _SHUTDOWN = 0x8004587D
 """EXT4_IOC_SHUTDOWN of the kernel's fs/ext4/ext4.h: what xfstests cut the power with."""
 _NOTHING_MORE = 2
@@ -28,14 +32,11 @@ class LoopDisk:
     image: Path
     at: Path
     """Where it is mounted; made if need be."""
-    size_bytes: int
+    size_bytes: int = DISK_BYTES
 
     def __enter__(self) -> Self:
         """Make and mount it."""
-        with self.image.open("wb") as file:
-            file.truncate(self.size_bytes)
-        # No blocks kept for root, who would otherwise go on where others find the disk full.
-        subprocess.run(["mkfs.ext4", "-q", "-m", "0", self.image], check=True, timeout=60)
+        make_image(self.image, self.size_bytes)
         self._mount()
         return self
 
@@ -47,7 +48,7 @@ class LoopDisk:
     ) -> None:
         """Unmount it and remove the file."""
         if kind is None:
-            self._unmount()
+            _unmount(self.at)
         else:
             _succeeds(("umount", "--lazy", str(self.at)))
         self.image.unlink(missing_ok=True)
@@ -65,7 +66,7 @@ class LoopDisk:
 
     def power_on(self) -> None:
         """Mount what is on the disk; nothing may have files open there."""
-        self._unmount()
+        _unmount(self.at)
         self._mount()
 
     def _mount(self) -> None:
@@ -73,10 +74,6 @@ class LoopDisk:
         # The kernel lets go of a loop device a moment after the file system is unmounted.
         command = ("mount", "-o", "loop", str(self.image), str(self.at))
         wait_until(lambda: _succeeds(command), 10, f"{self.image} to be mounted")
-
-    def _unmount(self) -> None:
-        # The threads of a process that was killed have files open for a moment longer.
-        wait_until(lambda: _succeeds(("umount", str(self.at))), 10, f"{self.at} to be unmounted")
 
     def fill(self) -> None:
         """Leave no room on it."""
@@ -100,10 +97,43 @@ class LoopDisk:
         return self.at / "ballast"
 
 
+def make_image(image: Path, size_bytes: int = DISK_BYTES) -> None:
+    """Make a sparse file with an empty file system."""
+    with image.open("wb") as file:
+        file.truncate(size_bytes)
+    # No blocks kept for root, who would otherwise go on where others find the disk full.
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True, timeout=60)
+
+
+def copy_image(image: Path) -> Path:
+    """Copy what a disk holds at this moment, if nothing writes to it, and return the copy."""
+    copy = image.with_suffix(".copy")
+    subprocess.run(["cp", "--sparse=always", image, copy], check=True, timeout=60)
+    return copy
+
+
+@contextmanager
+def mounted(image: Path) -> Iterator[Path]:
+    """Mount an image that nobody needs afterwards, with its journal replayed."""
+    at = image.with_suffix(".mounted")
+    at.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-o", "loop", image, at], check=True, timeout=60)
+    try:
+        yield at
+    finally:
+        _unmount(at)
+        image.unlink()
+
+
 def can_make_disks() -> bool:
     """Return whether this process may mount loop devices and has the tools for it."""
     tools = all(map(shutil.which, ("mount", "umount", "mkfs.ext4")))
     return os.geteuid() == 0 and tools and Path("/dev/loop-control").exists()
+
+
+def _unmount(at: Path) -> None:
+    # The threads of a process that was killed have files open for a moment longer.
+    wait_until(lambda: _succeeds(("umount", str(at))), 10, f"{at} to be unmounted")
 
 
 def _succeeds(command: tuple[str, ...]) -> bool:

@@ -131,32 +131,21 @@ class NetworkedCluster(RunningCluster):
     # --- making --------------------------------------------------------------------------------
 
     def _address(self, name: str) -> str:
-        return f"198.18.{self._number}.{10 + self.names.index(name)}"
+        return address(self._number, 10 + self.names.index(name))
 
     def _namespace(self, name: str) -> str:
         return f"hf{self._number}-{name}"
-
-    @property
-    def _bridge(self) -> str:
-        return f"hf{self._number}-bridge"
 
     def _inside(self, name: str, *command: str) -> None:
         _do("nsenter", f"--net=/run/netns/{self._namespace(name)}", *command)
 
     def _make_network(self) -> None:
-        for number in _NETWORKS:
-            self._number = number
-            if _try("ip", "link", "add", self._bridge, "type", "bridge") == "":
-                break
-        else:
-            raise AssertionError("no free number for a network is left")
-        _do("ip", "addr", "add", f"198.18.{self._number}.1/24", "dev", self._bridge)
-        _do("ip", "link", "set", self._bridge, "up")
+        self._number = make_bridge()
         for name in self.names:
-            space, cable = self._namespace(name), f"hf{self._number}{name}"
+            space, cable = self._namespace(name), cable_name(self._number, name)
             _do("ip", "netns", "add", space)
             _do(*("ip", "link", "add", cable, "type", "veth", "peer", "eth0", "netns", space))
-            _do("ip", "link", "set", cable, "master", self._bridge, "up")
+            _do("ip", "link", "set", cable, "master", bridge_name(self._number), "up")
             for link in ("lo", "eth0"):
                 _do("ip", "-n", space, "link", "set", link, "up")
             _do("ip", "-n", space, "addr", "add", f"{self._address(name)}/24", "dev", "eth0")
@@ -179,7 +168,44 @@ class NetworkedCluster(RunningCluster):
             return
         for name in self.names:
             _try("ip", "netns", "del", self._namespace(name))
-        _try("ip", "link", "del", self._bridge)
+        remove_link(bridge_name(self._number))
+
+
+def make_bridge() -> int:
+    """Make a bridge with the first free number, which this machine has address 1 at."""
+    for number in _NETWORKS:
+        name = bridge_name(number)
+        if _try("ip", "link", "add", name, "type", "bridge") == "":
+            _do("ip", "addr", "add", f"{address(number, 1)}/24", "dev", name)
+            _do("ip", "link", "set", name, "up")
+            return number
+    raise AssertionError("no free number for a network is left")
+
+
+def make_tap(name: str, number: int) -> None:
+    """Make a cable from the bridge to a kernel that runs as a process."""
+    _do("ip", "tuntap", "add", name, "mode", "tap")
+    _do("ip", "link", "set", name, "master", bridge_name(number), "up")
+
+
+def remove_link(name: str) -> None:
+    """Take a bridge or a cable away. Idempotent."""
+    _try("ip", "link", "del", name)
+
+
+def bridge_name(number: int) -> str:
+    """Return what a network's bridge is called."""
+    return f"hf{number}-bridge"
+
+
+def cable_name(number: int, node: str) -> str:
+    """Return what the bridge's end of a node's cable is called."""
+    return f"hf{number}{node}"
+
+
+def address(number: int, host: int) -> str:
+    """Return an address of a network."""
+    return f"198.18.{number}.{host}"
 
 
 def _do(*command: str) -> None:

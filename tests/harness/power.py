@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import attrs
 from tests.harness.cluster import RunningCluster
@@ -15,7 +16,21 @@ from tests.harness.disks import LoopDisk
 from holdfast.local.copy.superblock import SuperblockFile
 from holdfast.node.processes import send, wait_gone
 
-DISK_BYTES = 1536 << 20
+
+class Power(Protocol):
+    """Machines whose power can be cut."""
+
+    def cut(self, nodes: Sequence[str]) -> None:
+        """Cut the power of all these machines at one moment."""
+        ...
+
+    def boot(self, node: str) -> None:
+        """Switch a machine that has lost power on again, and with it its node."""
+        ...
+
+    def image(self, node: str) -> Path:
+        """Return what a machine's disk holds."""
+        ...
 
 
 @contextmanager
@@ -26,7 +41,7 @@ def powered_cluster(folder: Path, *, nodes: int, machines: int) -> Iterator[Powe
 
         def prepare(cluster: RunningCluster) -> None:
             for node in cluster.names[:machines]:
-                disk = LoopDisk(folder / f"{node}.img", cluster.node(node).data, DISK_BYTES)
+                disk = LoopDisk(folder / f"{node}.img", cluster.node(node).data)
                 disks[node] = stack.enter_context(disk)
 
         cluster = RunningCluster(folder / "cluster", nodes=nodes, prepare=prepare)
@@ -52,6 +67,10 @@ class PoweredCluster:
         for pid in pids:
             send(pid, signal.SIGKILL)
         assert not wait_gone(pids, 10)
+
+    def image(self, node: str) -> Path:
+        """Return what a machine's disk holds."""
+        return self.disks[node].image
 
     def boot(self, node: str) -> None:
         """Start a machine that has lost power, and its node."""

@@ -125,6 +125,12 @@ class Books:
                         wrong.append(fault)
 
 
+def version_of(data: bytes) -> int:
+    """Return the version that a whole block of a writer's says it has; 0 for zeros."""
+    version: int = _HEADER.unpack_from(data)[3]
+    return version
+
+
 @attrs.define
 class Outcome:
     """What a writer lived through."""
