@@ -262,7 +262,7 @@ class _Story:
             return
         here = record.primary_member.node
         self.why.append(
-            f"{here} goes on alone: it does not reach {_names(lost)}, which by the state store live. "
+            f"{here} goes on alone: it does not reach {_names(lost)}, alive by the state store. "
             f"Consumers on nodes that do not reach {here} wait, for no other copy has every "
             "acknowledged write."
         )
