@@ -188,6 +188,10 @@ class NodeSession:
                 f"Volume {self.spec.name} cannot be opened: {why}.",
                 hint=f"Look at `holdfast volume show {self.spec.name}`.",
             ) from None
+        except asyncio.CancelledError:
+            # Nobody waits for it: it must not go on looking, and hold the volume once it has found.
+            self._finish()
+            raise
 
     # -- for the frontend --------------------------------------------------------------------------
 
