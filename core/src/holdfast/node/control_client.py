@@ -60,7 +60,6 @@ class ControlClient:
         """
         self.path = path
         self._timeout_s = timeout_s
-        self.node_name = node
         self._who = f"Node {node}" if node else f"The node at {path}"
         self._hint = hint or (f"Start it with `holdfast node start {node}`." if node else "")
 

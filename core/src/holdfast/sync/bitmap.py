@@ -97,14 +97,6 @@ class Bitmap:
         if last - first > 1:
             data[first + 1 : last] = bytes(last - first - 1)
 
-    def set_all(self) -> None:
-        """Set every bit."""
-        self.set_range(0, self._size)
-
-    def clear_all(self) -> None:
-        """Clear every bit."""
-        self._bytes = bytearray(len(self._bytes))
-
     def union(self, other: Bitmap) -> None:
         """Set here every bit that is set in `other`, which may be shorter but not longer."""
         assert other._size <= self._size
