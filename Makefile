@@ -29,7 +29,7 @@ BENCH ?=
 EXPLORE ?= --writes 2 --faults 1 --deviations 1
 MODEL ?= large-failover large-network large-power large-planned large-policy large-live
 PYTEST ?=
-# --numprocesses 2 --dist loadgroup: in two workers, of which one mostly waits (conftest.py says for what).
+# --numprocesses 2: in two workers, of which one mostly waits (conftest.py says for what).
 TOGETHER ?=
 CHECKED := core plugins tests benchmarks conftest.py
 

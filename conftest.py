@@ -8,15 +8,16 @@ child processes.
 Every process that a test starts inherits a mark in its environment; one that carries it still when
 all tests are done was forgotten, and fails the run.
 
-With `--numprocesses 2 --dist loadgroup` (pytest-xdist) two workers share the tests. Those of real
-clusters mostly wait, for leases and for processes; some have deadlines, and some use what a machine
-has once, as loop devices. They all go to one worker, one after the other as without workers, while the
-other takes the rest, file by file.
+With `--numprocesses 2` (pytest-xdist) two workers share the tests. Those of real clusters mostly wait,
+for leases and for processes; some have deadlines, and some use what a machine has once, as loop devices.
+They all go to one worker, one after the other as without workers, while the other takes the rest.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import os
 import shutil
 import signal
@@ -84,21 +85,23 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["PYTHONPYCACHEPREFIX"] = str(_FOLDER / "bytecode")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Say which tests stay together in one worker: those that go alone, and those of each file."""
-    if not _is_worker(config):
-        return
-    alone = {item.path for item in items if _goes_alone(item)}
-    for item in items:
-        group = "alone" if item.path in alone else str(item.path.relative_to(ROOT))
-        item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Give tests to workers file by file, and all files that go alone to the same one.
+
+    By files and not by marks: `--dist loadgroup` of pytest-xdist 3.8 knows no group from pytest 9.2 on.
+    """
+    scheduler = importlib.import_module("xdist.scheduler").LoadFileScheduling(config, log)
+    file_of = scheduler._split_scope  # noqa: SLF001 - what its subclasses are to replace.
+    scheduler._split_scope = lambda nodeid: _unit_of(file_of(nodeid))  # noqa: SLF001 - the same.
+    return scheduler
 
 
-def _goes_alone(item: pytest.Item) -> bool:
-    """Return whether a test may not run beside another for which this is true."""
-    clusters = "start_cluster" in getattr(item, "fixturenames", ())
-    return clusters or item.get_closest_marker("alone") is not None
+@functools.cache
+def _unit_of(file: str) -> str:
+    """Return what a file's tests go together with: those that may not run at once, or themselves."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    return "alone" if "start_cluster" in text or "mark.alone" in text else file
 
 
 def _marked() -> dict[int, str]:
