@@ -167,6 +167,7 @@ def test_nodes_are_listed_shown_and_cordoned(holdfast: Command, service: FakeSer
         (["volume", "create", "x", "--size", "1GiB", "--set", "grace"], 2, "has no '='"),
         (["volume", "set", "x"], 2, "Nothing is to be changed."),
         (["volume", "creat", "x"], 2, "creat"),
+        (["volume", "move", "x", "n1", "n1"], 2, "cannot be moved"),
         (["volume", "explain", "x"], 2, "Perhaps `holdfast explain`?"),
         (["volume", "list", "--fast"], 2, "--fast"),
         (["frobnicate"], 2, "frobnicate"),

@@ -64,6 +64,8 @@ def move(
     """Move a copy to another node: add and sync there first, then remove it here."""
     if (target is None) is not call_off:
         raise UsageError("Either a node to move to or --call-off is needed.")
+    if target == source:
+        raise UsageError(f"A copy cannot be moved from {source} to {source}.")
     context = here(ctx)
     status = context.client().move(name, source, target or source)
     if target is None:

@@ -344,7 +344,9 @@ class Volumes:
         """Return what to tell of a volume for `placed` of whose copies there is a node."""
         if placed <= spec.replicas:
             some = f"Only {placed} of {spec.replicas + 1} copies can be placed now"
-            return [f"{some}; the rest follow when nodes appear."]
+            least = self._policies.of(spec).least(spec.replicas)
+            soon = f" {spec.policy} soon forbids writes unless {least} replicas are online."
+            return [f"{some}; the rest follow when nodes appear.{soon * (placed <= least)}"]
         short = self._policies.shortage(spec, self._hosts())
         return [] if short is None else [short]
 
