@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
-from attrs import frozen
 from tests.conftest import lacking
-from tests.harness import tlc
+from tests.harness import models, tlc, wrong_rules
 
 from holdfast.testing.simulation.faults import KINDS
 
-README = (tlc.SPEC / "README.md").read_text(encoding="utf-8")
-GROUPS = ("Next", "Consumer", "Faulty", "Solo", "Pair")
-"""Definitions that only put actions together."""
+README = models.README.read_text(encoding="utf-8")
+RESULTS = models.results()
 
 
 @pytest.fixture(scope="module")
@@ -29,138 +25,50 @@ def checker() -> None:
 # --- it holds --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["small", "live"])
+@pytest.mark.parametrize("name", models.QUICK)
 @pytest.mark.usefixtures("checker")
 def test_the_small_models_hold(name: str) -> None:
-    outcome = tlc.check(name)
+    outcome = models.check(name)
     assert outcome.is_complete, outcome.said
-    assert f"| `{name}` | {outcome.distinct:,} |" in README, f"{outcome.distinct:,} states"
+    assert (outcome.distinct, outcome.depth) == (RESULTS[name].distinct, RESULTS[name].depth)
+
+
+def test_the_readme_tells_the_constants_and_results_of_every_model() -> None:
+    assert models.with_table(README) == README, "python -m tests.harness.models --write small"
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_a_result_is_of_the_specification_as_it_is(name: str) -> None:
+    assert RESULTS[name].digest == models.digest(name), f"make model MODEL={name}"
+
+
+def test_every_action_is_taken_in_some_model() -> None:
+    never = models.actions().intersection(*(result.idle for result in RESULTS.values()))
+    assert not never
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_every_fault_of_a_model_happens_in_it(name: str) -> None:
+    named = {models.FAULTS[kind] for kind in models.faults_of(name)}
+    assert not named & set(RESULTS[name].idle)
 
 
 # --- it can fail -----------------------------------------------------------------------------
 
 
-@frozen
-class Mutation:
-    """A wrong rule: what stands for it in the specification, and in which model it shows."""
-
-    old: str
-    new: str
-    violated: str
-    constants: Mapping[str, str]
-
-
-WRONG: Mapping[str, Mutation] = {
-    "a replica answers reads from its window": Mutation(
-        'view[c].st[c] = "in" /\\ ~disk[c].win', 'view[c].st[c] = "in"', "I5", {}
-    ),
-    "a write is answered before every copy has it": Mutation(
-        "/\\ MayAnswer(p) /\\ pri[p].pend # <<>> /\\ Committed(p, Head(pri[p].pend))",
-        "/\\ MayAnswer(p) /\\ pri[p].pend # <<>>",
-        "I1",
-        {},
-    ),
-    "what waits for a lost copy is answered before the record drops it": Mutation(
-        "Required(p) == Others(p)",
-        "Required(p) == {c \\in Others(p) : ~leg[p][c].fault}",
-        "I1",
-        {},
-    ),
-    "a copy that the record may count in already is not waited for": Mutation(
-        "\\cup {c \\in Copies : leg[p][c].join} \\cup Asked(p)",
-        "",
-        "I1",
-        {"Away": "1", "Faults": "{}", "MaxEpoch": "3"},
-    ),
-    "a syncing copy is promoted": Mutation(
-        'MayPromote(r, c) == /\\ r.st[c] = "in" /\\ ~disk[c].other',
-        'MayPromote(r, c) == /\\ r.st[c] # "off" /\\ ~disk[c].other',
-        "TypeOK",
-        {"Away": "1", "Faults": '{"crash"}'},
-    ),
-    "reads are served after the lease": Mutation(
-        "/\\ ~pri[p].stopped /\\ LeaseHeld(p)",
-        "/\\ ~pri[p].stopped",
-        "I2",
-        {"Faults": '{"isolate"}'},
-    ),
-    "a copy that the record names does not wait for the end of its promise": Mutation(
-        "epoch[c] < view[c].epoch =>",
-        "FALSE =>",
-        "I2",
-        {
-            "Copies": "{c1, c2}",
-            "MaxWrites": "0",
-            "Faults": '{"cut", "crash", "late"}',
-            "MaxFaults": "2",
-            "MaxEpoch": "3",
-        },
-    ),
-    "a new primary serves before it has reconciled": Mutation(
-        "LET sus == Suspect(disk[p]) \\/ \\E c \\in Others(p) : leg[p][c].sus",
-        "LET sus == FALSE",
-        "I3",
-        {"Faults": '{"crash"}'},
-    ),
-    "a read does not wait for the write that it overlaps": Mutation(
-        'pri[p].pend[i].k = "f" \\/ Committed(p, pri[p].pend[i])',
-        "TRUE",
-        "I5",
-        {"Faults": '{"crash"}'},
-    ),
-    "what an absent copy misses is not noted": Mutation(
-        'Dirtied(d) == [x \\in Copies |-> IF d.map[x] = "clean" THEN "dirty" ELSE d.map[x]]',
-        "Dirtied(d) == d.map",
-        "I1",
-        {"Away": "1", "Faults": "{}"},
-    ),
-    "a copy that lost power takes over as if nothing had happened": Mutation(
-        'MustPublish(c) == disk[c].lost /\\ view[c].st[c] = "in" /\\ c \\notin view[c].sus',
-        "MustPublish(c) == FALSE",
-        "I5",
-        {"Faults": '{"reboot"}'},
-    ),
-    "a copy acknowledges a flush that its disk has not carried out": Mutation(
-        '[] op.k \\in {"f", "F"} -> [x EXCEPT !.disk = Stable(d)]',
-        '[] op.k \\in {"f", "F"} -> x',
-        "I4",
-        {"Faults": "{}", "MaxFlushes": "1", "Clears": "{FALSE}"},
-    ),
-}
-
-
-def with_constants(config: str, constants: Mapping[str, str]) -> str:
-    for name, value in constants.items():
-        config, count = re.subn(rf"(?m)^    {name} = .*$", f"    {name} = {value}", config)
-        assert count == 1, name
-    return config
-
-
-@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("name", wrong_rules.QUICK)
 @pytest.mark.usefixtures("checker")
-def test_a_wrong_rule_is_found(name: str, tmp_path: Path) -> None:
-    wrong = WRONG[name]
-    text = tlc.specification()
-    assert text.count(wrong.old) == 1, wrong.old
-    config = with_constants(tlc.configuration("small"), wrong.constants)
-    outcome = tlc.run({tlc.MODULE: text.replace(wrong.old, wrong.new)}, config, tmp_path)
-    assert outcome.violated == wrong.violated, outcome.said
+def test_a_wrong_rule_is_found(name: str) -> None:
+    outcome = wrong_rules.outcome_of(name)
+    assert outcome.violated == wrong_rules.RULES[name].violated, outcome.said
+
+
+@pytest.mark.parametrize("name", wrong_rules.RULES)
+def test_a_wrong_rule_is_one_rule_of_the_specification(name: str) -> None:
+    assert models.specification().count(wrong_rules.RULES[name].old) == 1
 
 
 # --- it is about this code -------------------------------------------------------------------
-
-
-def definitions(text: str) -> dict[str, str]:
-    """Return what the specification defines: name to text."""
-    starts = list(re.finditer(r"(?m)^(\w+)(?:\([\w, ]*\))? ==", text))
-    ends = [*(start.start() for start in starts[1:]), len(text)]
-    return {s[1]: text[s.end() : end] for s, end in zip(starts, ends, strict=True)}
-
-
-def actions() -> set[str]:
-    known = definitions(tlc.specification())
-    named = {word for group in GROUPS for word in re.findall(r"\w+", known[group])}
-    return (named & known.keys()) - set(GROUPS)
 
 
 def table() -> dict[str, list[str]]:
@@ -170,8 +78,8 @@ def table() -> dict[str, list[str]]:
 
 
 def test_every_action_is_in_the_table_and_nothing_else() -> None:
-    assert len(actions()) > 30
-    assert table().keys() == actions()
+    assert len(models.actions()) > 30
+    assert table().keys() == models.actions()
 
 
 @pytest.mark.parametrize(("action", "names"), table().items())

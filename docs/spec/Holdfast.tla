@@ -30,12 +30,14 @@ CONSTANTS
     MaxEpoch,   \* Runs are followed up to this epoch.
     Clears,     \* Whether intent is cleared at a commit: {TRUE}, {FALSE}, or either.
     MaxSessions,\* How often a consumer attaches anew (the policy's way back).
+    Local,      \* Whether replicas answer reads of their own nodes by themselves.
     Least       \* The policy: fewest online replicas for writing, after the grace.
 
 ASSUME /\ MaxWrites \in Nat /\ MaxFlushes \in Nat /\ MaxFaults \in Nat
        /\ Clears \subseteq BOOLEAN /\ MaxSessions \in Nat /\ Least < Cardinality(Copies)
+       /\ Local \in BOOLEAN
        /\ Faults \subseteq {"crash", "reboot", "wipe", "cut", "isolate", "store", "answer",
-                         "late", "slow", "handover"}
+                         "late", "slow", "stall", "handover"}
 
 VARIABLES
     rec,        \* The group record in the state store.
@@ -44,11 +46,11 @@ VARIABLES
     role,       \* "down", "replica", "candidate", "primary".
     epoch,      \* The highest epoch seen, on disk (R3).
     up,         \* The primary whose link the copy listens to, or None.
-    disk,       \* The local copy: bytes, and what is known of them.
+    disk,       \* The local copy: bytes, what is known of them, and whether they may be read here.
     pri,        \* What only a primary has.
     leg,        \* A primary's side of the stream to each other copy.
     hist,       \* What the consumer was told (not part of the protocol).
-    net         \* What is broken, and how many faults there were.
+    net         \* What is broken or under way, and how many faults there were.
 
 vars == <<rec, view, want, role, epoch, up, disk, pri, leg, hist, net>>
 
@@ -83,7 +85,9 @@ Op(k, v) == [k |-> k, v |-> v]
 Push(l, ops) == [l EXCEPT !.q = @ \o ops]
 HasData(q) == \E i \in 1..Len(q) : q[i].k \in {"w", "s"}
 Has(q, k) == \E i \in 1..Len(q) : q[i].k = k
-Holds(q, op) == \E i \in 1..Len(q) : q[i] = op
+
+(* The word that all is committed, for a copy that has anything to forget by it. *)
+Told(l, d) == IF Suspect(d) \/ d.mark \/ l.q # <<>> THEN Push(l, <<Op("c", 0)>>) ELSE l
 
 (* Bytes arrive at a copy: intent before data (R10), window (R6), maps of absent copies. *)
 Dirtied(d) == [x \in Copies |-> IF d.map[x] = "clean" THEN "dirty" ELSE d.map[x]]
@@ -131,15 +135,12 @@ Committed(p, op) ==
 MayRead(p) == MayAnswer(p) /\ \A i \in 1..Len(pri[p].pend) :
                                   pri[p].pend[i].k = "f" \/ Committed(p, pri[p].pend[i])
 
-(* A replica answers reads by itself (decision 0014) while its read lease lasts, which ends with the
-   lease of its primary and before a record without it is asked for; and never from its window. *)
+(* A replica answers reads by itself (decision 0014) while it has a read lease, whatever has become
+   of its primary meanwhile; and never from its window.  `reads` names the copies that know of the
+   lease, because they gave it or it counts on their promise; it is empty when there is none. *)
 MayReadHere(c) ==
-    /\ role[c] = "replica" /\ up[c] # None /\ view[c].st[c] = "in" /\ ~disk[c].win
-    /\ LET p == up[c]
-       IN  /\ role[p] = "primary" /\ pri[p].serving /\ LeaseHeld(p)
-           /\ view[c].primary = p /\ view[c].epoch = view[p].epoch
-           /\ c \in Others(p) /\ leg[p][c].eq /\ leg[p][c].same
-           /\ c \in (IF want[p] = None THEN Copies ELSE InSync(want[p].new))
+    /\ role[c] = "replica" /\ up[c] # None /\ disk[c].reads # {}
+    /\ view[c].st[c] = "in" /\ ~disk[c].other /\ ~disk[c].win
 
 -----------------------------------------------------------------------------
 (* Some primary serves with every copy in sync, but for those that are away and up to return. *)
@@ -164,12 +165,13 @@ Init ==
                          ELSE NoLeg]]
              /\ disk = [c \in Copies |->
                          [data |-> 0, dur |-> 0, win |-> FALSE, mark |-> FALSE, pin |-> FALSE,
-                          lost |-> FALSE, begun |-> FALSE, other |-> FALSE,
+                          lost |-> FALSE, begun |-> FALSE, other |-> FALSE, reads |-> {},
                           map |-> IF c \in away THEN NoMaps ELSE clean]]
     /\ want = [c \in Copies |-> None]
     /\ epoch = [c \in Copies |-> 1]
     /\ hist = [issued |-> 0, acked |-> 0, kept |-> 0, seen |-> 0, flushed |-> 0, flushes |-> 0]
-    /\ net = [cut |-> {}, store |-> {}, late |-> {}, faults |-> 0]
+    /\ net = [cut |-> {}, store |-> {}, late |-> {}, faults |-> 0,
+              word |-> [c \in Copies |-> None]]
 
 (* A sync begins (R8).  A dirty map that names nothing and a copy that suspects nothing need no
    comparison; without a map the hash tree compares everything. *)
@@ -227,7 +229,7 @@ Answer(p) ==
            /\ \E clear \in Clears : disk' = [disk EXCEPT ![p] = IF clear THEN Cleared(d) ELSE d]
            /\ leg' = IF ~last THEN leg
                      ELSE [leg EXCEPT ![p] = [c \in Copies |->
-                            IF @[c].ph = "stream" THEN Push(@[c], <<Op("c", 0)>>) ELSE @[c]]]
+                            IF @[c].ph = "stream" THEN Told(@[c], disk[c]) ELSE @[c]]]
     /\ UNCHANGED <<rec, view, want, role, epoch, up, net>>
 
 (* A read of the primary's own copy; it waits while it overlaps a write that is not committed. *)
@@ -257,6 +259,26 @@ Lapse(p) ==
     IN  /\ role[p] = "primary" /\ kept # pri[p].lease
         /\ pri' = [pri EXCEPT ![p].lease = kept]
         /\ UNCHANGED <<rec, view, want, role, epoch, up, disk, leg, hist, net>>
+
+(* A primary lets an in-sync copy answer reads by itself, for as long as its own lease lasts. *)
+LetRead(p, c) ==
+    LET known == {p} \cup Others(p) \cup Asked(p)
+        l == leg[p][c]
+    IN  /\ Local /\ MayAnswer(p) /\ c \in Others(p) /\ disk[c].reads # known
+        /\ l.ph = "stream" /\ l.eq /\ l.same /\ ~l.fault
+        /\ IF want[p] = None THEN TRUE ELSE c \in InSync(want[p].new)
+        /\ role[c] = "replica" /\ up[c] = p /\ Connected(p, c) /\ view[c].epoch = view[p].epoch
+        /\ disk' = [disk EXCEPT ![c].reads = known]
+        /\ UNCHANGED <<rec, view, want, role, epoch, up, pri, leg, hist, net>>
+
+(* A read lease is over, or the copy has noticed that its link is gone. *)
+ReadsOver(c) ==
+    /\ disk[c].reads # {}
+    /\ disk' = [disk EXCEPT ![c].reads = {}]
+    /\ UNCHANGED <<rec, view, want, role, epoch, up, pri, leg, hist, net>>
+
+(* What a copy has promised is over, and so is every read lease that counts on it. *)
+Released(c) == \A x \in Copies : c \notin pri[x].lease /\ ~Grants(x, c) /\ c \notin disk[x].reads
 
 -----------------------------------------------------------------------------
 (* A copy follows its primary *)
@@ -289,7 +311,8 @@ Apply(c, x, op, r, clear) ==
                                  !.disk.pin = Suspect(d),
                                  !.disk.win = FALSE, !.disk.map = NoMaps]
       [] op.k = "e" -> [x EXCEPT !.view = r, !.epoch = r.epoch,
-                                 !.disk = Adopted(c, Joined(c, d, r, clear), x.view, r)]
+                                 !.disk = [Adopted(c, Joined(c, d, r, clear), x.view, r)
+                                           EXCEPT !.reads = {}]]
 
 RECURSIVE ApplyAll(_, _, _, _, _)
 ApplyAll(c, x, ops, r, clear) ==
@@ -371,11 +394,13 @@ WonAsPrimary(p) ==
     /\ epoch' = [epoch EXCEPT ![p] = new.epoch]
     /\ disk' = [disk EXCEPT ![p] = Adopted(p, @, view[p], new)]
     /\ IF new.primary # p
-       THEN StepDown(p) /\ role' = [role EXCEPT ![p] = "replica"]
+       THEN /\ StepDown(p) /\ role' = [role EXCEPT ![p] = "replica"]
+            /\ net' = [net EXCEPT !.word = [c \in Copies |->
+                 IF up[c] = p /\ leg[p][c].ph \in {"ready", "stream"} THEN new ELSE @[c]]]
        ELSE /\ leg' = [leg EXCEPT ![p] = [c \in Copies |-> LegAfter(p, c, new)]]
             /\ pri' = [pri EXCEPT ![p].lease = IF new.epoch # view[p].epoch THEN {} ELSE @]
-            /\ role' = role
-    /\ UNCHANGED <<rec, up, hist, net>>
+            /\ UNCHANGED <<role, net>>
+    /\ UNCHANGED <<rec, up, hist>>
 
 WonAsCandidate(c) ==
     LET new == want[c].new IN
@@ -394,10 +419,13 @@ WonAsReplica(c) ==
 
 Won(c) == want[c] # None /\ (WonAsPrimary(c) \/ WonAsCandidate(c) \/ WonAsReplica(c))
 
-(* The record r was read or watched, or came as the answer to a compare-and-set that lost. *)
+(* The record r was read or watched, or came as the answer to a compare-and-set that lost.  A copy
+   that had lost power and was synced since may learn so sooner than by the stream. *)
 TakeRecord(c, r) ==
     /\ view' = [view EXCEPT ![c] = r]
-    /\ disk' = [disk EXCEPT ![c] = Adopted(c, @, view[c], r)]
+    /\ \E clear \in Clears : disk' = [disk EXCEPT ![c] =
+         Adopted(c, IF @.lost /\ role[c] # "primary" /\ r.epoch >= epoch[c]
+                    THEN Joined(c, @, r, clear) ELSE @, view[c], r)]
     /\ IF role[c] = "primary"
        THEN IF r.primary # c \/ r.epoch > view[c].epoch
             THEN StepDown(c) /\ role' = [role EXCEPT ![c] = "replica"]
@@ -442,13 +470,14 @@ PublishSuspect(c) ==
 Stand(c) ==
     LET p == view[c].primary IN
     /\ role[c] = "replica" /\ want[c] = None /\ ~MustPublish(c) /\ MayPromote(view[c], c)
-    /\ p # c => c \notin pri[p].lease /\ ~Grants(p, c)
+    /\ p # c => c \notin pri[p].lease /\ ~Grants(p, c) /\ \A x \in Copies : c \notin disk[x].reads
     \* Named by a request of a process that died: the next one may have promised something.
-    /\ epoch[c] < view[c].epoch =>
-         \A x \in Copies \ {c} : c \notin pri[x].lease /\ ~Grants(x, c)
+    /\ epoch[c] < view[c].epoch => Released(c)
     /\ role' = [role EXCEPT ![c] = "candidate"]
     /\ up' = [up EXCEPT ![c] = None]
-    /\ UNCHANGED <<rec, view, want, epoch, disk, pri, leg, hist, net>>
+    /\ disk' = [disk EXCEPT ![c].reads = {}]
+    /\ net' = [net EXCEPT !.word[c] = None]
+    /\ UNCHANGED <<rec, view, want, epoch, pri, leg, hist>>
 
 (* A candidate reads the record; if it still is what made it stand, it asks for the group. *)
 Promote(c) ==
@@ -467,18 +496,20 @@ Promote(c) ==
             /\ want' = want
     /\ UNCHANGED <<rec, epoch, up, pri, leg, hist, net>>
 
-(* The word of a handover arrives by the stream of the old primary p: at the copy that is primary
-   now, or at another one, which then knows the epoch. *)
+(* The word of a handover arrives by the stream of the primary that handed over: at the copy that is
+   primary now, or at another one, which then knows the epoch.  A disk that is another one by now, or
+   has lost power since, was not meant. *)
 TakeOver(p, c) ==
-    /\ role[c] = "replica" /\ want[c] = None /\ up[c] = p /\ Connected(p, c)
-    /\ role[p] = "replica" /\ view[p].primary # p /\ view[p].epoch > epoch[c]
-    /\ view[p].primary = c \/ "handover" \in Faults
-    /\ view' = [view EXCEPT ![c] = view[p]]
-    /\ disk' = [disk EXCEPT ![c] = Adopted(c, @, view[c], view[p])]
-    /\ IF view[p].primary = c THEN Begun(c, view[p])
-       ELSE /\ epoch' = [epoch EXCEPT ![c] = view[p].epoch]
-            /\ UNCHANGED <<role, up, pri, leg>>
-    /\ UNCHANGED <<rec, want, hist, net>>
+    /\ role[c] = "replica" /\ want[c] = None /\ up[c] = p /\ Connected(p, c) /\ net.word[c] # None
+    /\ net' = [net EXCEPT !.word[c] = None]
+    /\ LET r == net.word[c] IN
+       IF r.epoch <= epoch[c] THEN UNCHANGED <<view, disk, epoch, role, up, pri, leg>>
+       ELSE /\ view' = [view EXCEPT ![c] = r]
+            /\ disk' = [disk EXCEPT ![c] = [Adopted(c, @, view[c], r) EXCEPT !.reads = {}]]
+            /\ IF r.primary = c /\ ~disk[c].other /\ ~disk[c].lost THEN Begun(c, r)
+               ELSE /\ epoch' = [epoch EXCEPT ![c] = r.epoch]
+                    /\ UNCHANGED <<role, up, pri, leg>>
+    /\ UNCHANGED <<rec, want, hist>>
 
 -----------------------------------------------------------------------------
 (* Legs: presenting, reconciling, syncing (R3, R6, R8) *)
@@ -497,7 +528,7 @@ Attach(p, c) ==
     /\ ~Refuses(c, view[p].epoch)
     /\ \E clear \in Clears :
        LET r == view[p]
-           d == Adopted(c, Joined(c, disk[c], r, clear), view[c], r)
+           d == [Adopted(c, Joined(c, disk[c], r, clear), view[c], r) EXCEPT !.reads = {}]
            l == leg[p][c]
            left == SubSeq(l.q, l.done + 1, Len(l.q))
            shown == [NoLeg EXCEPT !.ph = "ready", !.same = TRUE, !.sus = Suspect(d) \/ d.other]
@@ -518,7 +549,8 @@ Attach(p, c) ==
            /\ pri' = IF role[c] = "primary" THEN [pri EXCEPT ![c] = NotPrimary] ELSE pri
            /\ leg' = [leg EXCEPT ![c] = IF role[c] = "primary" THEN NoLegs ELSE @,
                                  ![p][c] = now]
-    /\ UNCHANGED <<rec, hist, net>>
+    /\ net' = [net EXCEPT !.word[c] = None]
+    /\ UNCHANGED <<rec, hist>>
 
 (* R6: every in-sync copy has presented itself; what any of them suspects is compared. *)
 Reconcile(p) ==
@@ -542,7 +574,7 @@ Serve(p) ==
     /\ pri' = [pri EXCEPT ![p].serving = TRUE]
     /\ disk' = [disk EXCEPT ![p].pin = FALSE, ![p].lost = FALSE, ![p].win = FALSE]
     /\ leg' = [leg EXCEPT ![p] = [c \in Copies |->
-         IF c \in Others(p) THEN Push([@[c] EXCEPT !.sus = FALSE], <<Op("c", 0)>>) ELSE @[c]]]
+         IF c \in Others(p) THEN Told([@[c] EXCEPT !.sus = FALSE], disk[c]) ELSE @[c]]]
     /\ UNCHANGED <<rec, view, want, role, epoch, up, hist, net>>
 
 (* A hash of each side, taken at any two moments. *)
@@ -570,14 +602,15 @@ SendRun(p, c) ==
               <<Op("s", disk[p].data)>> \o (IF view[p].st[c] = "in" THEN <<>> ELSE <<Op("F", 0)>>))]
     /\ UNCHANGED <<rec, view, want, role, epoch, up, disk, pri, hist, net>>
 
-(* R12 and R8: what makes a primary give up a copy. *)
+(* R12 and R8: what makes a primary give up a copy.  One that refuses the lease because it has seen a
+   newer record than its primary is not silent, and not given up. *)
 Gone(p, c) == ~Connected(p, c) \/ role[c] = "down" \/ up[c] # p \/ ~leg[p][c].same
 
 LegFault(p, c) ==
     LET l == leg[p][c] IN
     /\ role[p] = "primary" /\ p # c /\ ~l.fault /\ view[p].st[c] # "off"
     /\ IF view[p].st[c] = "in"
-       THEN (c \notin pri[p].lease /\ ~Grants(p, c)) \/ c \in view[p].sus
+       THEN (c \notin pri[p].lease /\ ~Grants(p, c) /\ Gone(p, c)) \/ c \in view[p].sus
        ELSE Gone(p, c)
     /\ leg' = [leg EXCEPT ![p][c] = [@ EXCEPT !.fault = TRUE, !.join = FALSE]]
     /\ disk' = IF view[p].st[c] = "sync" /\ l.job \in {"send", "sent", "equal"}
@@ -611,6 +644,8 @@ AskHealing(p) ==
     LET r == IF pri[p].serving THEN WithBegun(p, WithJoined(p, Dropped(p, view[p])))
              ELSE Dropped(p, view[p])
     IN  /\ Free(p) /\ r # view[p]
+        \* No copy goes while it may read by a lease that this primary knows of.
+        /\ \A c \in InSync(view[p]) \ InSync(r) : p \notin disk[c].reads
         /\ Ask(p, r)
         /\ UNCHANGED <<rec, view, role, epoch, up, disk, pri, leg, hist, net>>
 
@@ -640,10 +675,10 @@ Died(c, d) ==
     /\ pri' = [pri EXCEPT ![c] = NotPrimary]
     /\ leg' = [p \in Copies |-> IF p = c THEN NoLegs ELSE [leg[p] EXCEPT ![c].same = FALSE]]
     /\ disk' = [disk EXCEPT ![c] =
-         [d EXCEPT !.pin = d.pin \/ d.mark, !.win = FALSE, !.begun = FALSE,
+         [d EXCEPT !.pin = d.pin \/ d.mark, !.win = FALSE, !.begun = FALSE, !.reads = {},
                    !.map = IF d.pin \/ d.mark THEN Dirtied(d) ELSE d.map]]
     /\ view' = [view EXCEPT ![c] = NoRecord]
-    /\ net' = [net EXCEPT !.faults = @ + 1,
+    /\ net' = [net EXCEPT !.faults = @ + 1, !.word[c] = None,
                           !.late = @ \cup {w \in {want[c]} \ {None} :
                                              "late" \in Faults /\ w.st = "asked"}]
     /\ UNCHANGED <<rec, epoch, hist>>
@@ -705,6 +740,16 @@ Handover(p, c) ==
     /\ net' = [net EXCEPT !.faults = @ + 1]
     /\ UNCHANGED <<rec, view, role, epoch, up, disk, leg, hist>>
 
+(* R12 for the primary itself: its own disk answers nothing, so an in-sync copy is to be primary,
+   and what is under way is left to the consumers, who ask again. *)
+Relieve(p, c) ==
+    /\ Fault("stall") /\ Free(p) /\ pri[p].serving /\ c \in Others(p)
+    /\ leg[p][c].eq /\ ~leg[p][c].fault /\ leg[p][c].ph = "stream"
+    /\ pri' = [pri EXCEPT ![p].stopped = TRUE]
+    /\ Ask(p, [view[p] EXCEPT !.epoch = @ + 1, !.primary = c, !.st[p] = "off"])
+    /\ net' = [net EXCEPT !.faults = @ + 1]
+    /\ UNCHANGED <<rec, view, role, epoch, up, disk, leg, hist>>
+
 (* What a process asked for before it died may still arrive at the store, or never. *)
 LateApply ==
     /\ \E w \in net.late :
@@ -733,18 +778,21 @@ Heal ==
 Consumer == \E p \in Copies : Write(p) \/ Flush(p) \/ Answer(p) \/ Read(p) \/ ReadHere(p)
 
 Faulty == \/ \E c \in Copies : Crash(c) \/ Reboot(c) \/ Wipe(c) \/ Isolate(c) \/ StoreOut(c) \/ AnswerLost(c)
-          \/ \E a, b \in Copies : Cut(a, b) \/ Slow(a, b) \/ Handover(a, b)
+          \/ \E a, b \in Copies : Cut(a, b) \/ Slow(a, b) \/ Handover(a, b) \/ Relieve(a, b)
 
 Solo(c) == \/ Beat(c) \/ Lapse(c) \/ StoreApply(c) \/ Won(c) \/ Lost(c) \/ SeeRecord(c)
            \/ PublishSuspect(c) \/ Stand(c) \/ Promote(c)
            \/ Reconcile(c) \/ Serve(c) \/ Restart(c)
-           \/ AskHealing(c) \/ AskReadOnly(c) \/ AskAttach(c)
+           \/ AskHealing(c) \/ AskReadOnly(c) \/ AskAttach(c) \/ ReadsOver(c)
 
 Pair(p, c) == \/ Deliver(p, c) \/ RecvAck(p, c)
               \/ TakeOver(p, c) \/ Attach(p, c) \/ Hash(p, c) \/ Compare(p, c) \/ SendRun(p, c)
               \/ LegFault(p, c)
 
-Next == \/ Consumer \/ Faulty \/ Heal \/ LateApply \/ LateLost
+(* Apart from `Pair`, because nothing waits for it. *)
+Reading == \E p, c \in Copies : LetRead(p, c)
+
+Next == \/ Consumer \/ Reading \/ Faulty \/ Heal \/ LateApply \/ LateLost
         \/ \E c \in Copies : Solo(c)
         \/ \E p, c \in Copies : Pair(p, c)
 
@@ -755,10 +803,27 @@ Fairness ==
     /\ \A p \in Copies : WF_vars(Answer(p)) /\ WF_vars(Solo(p))
     /\ \A p, c \in Copies : WF_vars(Pair(p, c))
 
-(* Copies are alike, so it does not matter which of them begins as primary; where symmetry must not
-   be used, because liveness is checked, this saves two thirds. *)
-FairSpec == /\ Init /\ rec.primary = (CHOOSE c \in Copies : TRUE)
-            /\ [][Next]_vars /\ Fairness
+(* Copies are alike, so it does not matter which of them begins as primary, nor which of the others
+   the first fault befalls while nothing tells them apart; where symmetry must not be used, because
+   liveness is checked, this saves most of what symmetry would. *)
+First == CHOOSE c \in Copies : TRUE
+Last == CHOOSE c \in Copies \ {First} : Cardinality(Copies) > 2 => c # (CHOOSE x \in Copies \ {First} : TRUE)
+Alike == Away = 0 /\ MaxWrites = 0 /\ MaxSessions = 0 /\ ~Local /\ Cardinality(Copies) > 2
+Spares(c) == /\ role'[c] = role[c] /\ c \notin net'.store /\ net'.cut # {{First, c}}
+             /\ ~leg'[First][c].fault
+             /\ IF want'[First] = None THEN TRUE ELSE want'[First].new.primary # c
+
+(* A primary that has won a compare-and-set hears of it before a copy that has seen the record stands:
+   that takes the copy longer than a lease.  Otherwise a copy that joins could be lost and join again
+   for ever. *)
+Prompt == \A c \in Copies : (role[c] = "replica" /\ role'[c] = "candidate") =>
+             LET p == view[c].primary
+             IN  ~(/\ role[p] = "primary" /\ Connected(p, c) /\ StoreUp(p)
+                   /\ IF want[p] = None THEN FALSE ELSE want[p].st = "won")
+
+FairNext == /\ Next /\ Prompt
+            /\ (Alike /\ net.faults = 0 /\ net'.faults = 1) => Spares(Last)
+FairSpec == Init /\ rec.primary = First /\ [][FairNext]_vars /\ Fairness
 
 -----------------------------------------------------------------------------
 (* What must hold *)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from tests.harness import tlc
+from tests.harness import models, tlc
 
 from holdfast.testing.simulation.abstraction import CopyView, Membership, Observation
 from holdfast.units import NodeName
@@ -26,6 +26,7 @@ CONSTANTS
     MaxEpoch = 1000
     Clears = {TRUE, FALSE}
     MaxSessions = 0
+    Local = FALSE
     Least = 0
     IsTold <- NeverTold
 INVARIANT Unexplained
@@ -87,8 +88,8 @@ def explain(
         folder: An empty folder for everything that is written.
     """
     files = {
-        tlc.MODULE: tlc.specification(),
-        "Trace": (tlc.SPEC / "Trace.tla").read_text(encoding="utf-8"),
+        models.MODULE: models.specification(),
+        "Trace": (models.SPEC / "Trace.tla").read_text(encoding="utf-8"),
         "Runs": "---- MODULE Runs ----\nEXTENDS TLC\nCONSTANTS c1, c2, c3\n"
         f"Seen == <<{Writer(states).run()}>>\n====\n",
     }
