@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import attrs
 
 from holdfast.interfaces.copy import Superblock
-from holdfast.model import GroupRecord, VolumeSpec
+from holdfast.model import CopyState, GroupRecord, VolumeSpec
 from holdfast.sync.bitmap import Bitmap
 from holdfast.sync.context import MAP_TAG_BYTES, Context, map_tag
 from holdfast.sync.delta import mark_extents
@@ -117,9 +117,23 @@ def open_member(
         score_of=score_of,
         pace_limits=PaceLimits() if pace_limits is None else pace_limits,
         absent=absent,
+        outdated=_is_outdated(superblock, record),
         saved_epoch=superblock.epoch,
     )
     # The record may be ahead of the disk: whoever it has deposed gets no promise here.
     known = max(superblock.epoch, record.epoch)
     peers.follow(record.volume, known, record.primary_member.node)
     return GroupMember(ctx, policy_of, started_at=now)
+
+
+def _is_outdated(superblock: Superblock, record: GroupRecord) -> bool:
+    """Whether the disk does not know the epoch before the one in which its copy left, or that now is.
+
+    A copy acknowledges only what it has taken in an epoch that is durable on its disk (R3). One that
+    died during a change of epoch may be one behind; more than that is compared in vain, at worst.
+    """
+    member = record.find(superblock.copy)
+    if member is None:
+        return False
+    known = record.epoch if member.state is CopyState.IN_SYNC else member.left_epoch
+    return superblock.epoch < known - 1

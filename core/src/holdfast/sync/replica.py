@@ -266,7 +266,9 @@ class ReplicaRole:
                         clean=not ctx.restarted_unclean,
                         rebooted=ctx.rebooted,
                         fresh=ctx.fresh,
-                        suspects=tuple(ctx.disk.suspects()),
+                        suspects=((0, ctx.size_bytes),)
+                        if ctx.outdated
+                        else tuple(ctx.disk.suspects()),
                         size_bytes=ctx.size_bytes,
                     ),
                 ),

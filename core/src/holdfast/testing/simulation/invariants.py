@@ -333,6 +333,8 @@ class Invariants:
                 continue
             if member.incarnation != disk.superblock.incarnation:
                 continue  # Made anew; the map is not used for it.
+            if disk.superblock.epoch < member.left_epoch - 1:
+                continue  # In an older state of its own; all of it is compared.
             known = self.damage.chunks(record.volume, [pump.disk, disk])
             known |= self._known(record.volume, member.node, disk)
             known |= self._known(record.volume, node, pump.disk)
