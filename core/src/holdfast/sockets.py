@@ -7,6 +7,7 @@ the same in all of them, and keeps its protocol to itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 
 import attrs
@@ -32,15 +33,23 @@ def bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
-def keep_alive(
+SYSTEM_CONGESTION = "system"
+"""Leaves a connection the congestion control that the system gives it."""
+
+CONGESTION_CHOICES = ("cubic", "reno", SYSTEM_CONGESTION)
+"""What every process may choose, and every kernel has, or nearly so."""
+
+
+def tune(
     transport: asyncio.BaseTransport,
     *,
     silent_s: float,
     probe_s: float,
     probes: int,
     unconfirmed_s: float | None = None,
+    congestion: str = "cubic",
 ) -> None:
-    """Send small frames at once, and have the kernel end a connection whose peer has vanished.
+    """Send everything at once, and have the kernel end a connection whose peer has vanished.
 
     Does as much as the platform can, and nothing where the connection is no TCP.
 
@@ -50,6 +59,8 @@ def keep_alive(
         probe_s: How long to wait for the answer to a probe; whole seconds.
         probes: How many unanswered probes end the connection.
         unconfirmed_s: How long sent bytes may go unconfirmed; None for as long as the kernel tries.
+        congestion: One of `CONGESTION_CHOICES`. BBR, which some systems set for the internet, holds
+            back by timers what a local network could take at once.
     """
     own = transport.get_extra_info("socket")
     if own is None or own.family not in {socket.AF_INET, socket.AF_INET6}:
@@ -64,6 +75,10 @@ def keep_alive(
     ):
         if value is not None and hasattr(socket, name):
             own.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    if congestion != SYSTEM_CONGESTION and hasattr(socket, "TCP_CONGESTION"):
+        # A kernel without it, or one that reserves it, goes on with its own choice.
+        with contextlib.suppress(OSError):
+            own.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
 
 
 @attrs.frozen
@@ -92,6 +107,15 @@ class SocketOptions:
             " so is one whose bytes nobody confirms."
         },
     )
+    congestion: str = attrs.field(
+        default="cubic",
+        validator=attrs.validators.in_(CONGESTION_CHOICES),
+        metadata={
+            "doc": "Congestion control of the connections: cubic, reno, or what the system gives"
+            " them. BBR, where the system has it, makes writes a tenth slower on a local network;"
+            " between distant sites that lose packets it may be the better one."
+        },
+    )
     warm_heap_bytes: int = attrs.field(
         default=64 * MIB,
         validator=attrs.validators.ge(0),
@@ -101,11 +125,16 @@ class SocketOptions:
         },
     )
 
-    def keep_alive(self, transport: asyncio.BaseTransport) -> None:
-        """Have a connection probed as `keepalive_s` says."""
+    def tune(self, transport: asyncio.BaseTransport) -> None:
+        """Have a connection probed as `keepalive_s` says, and fill the line as `congestion` does."""
         seconds = round(self.keepalive_s)
-        keep_alive(
-            transport, silent_s=seconds, probe_s=seconds, probes=2, unconfirmed_s=3 * seconds
+        tune(
+            transport,
+            silent_s=seconds,
+            probe_s=seconds,
+            probes=2,
+            unconfirmed_s=3 * seconds,
+            congestion=self.congestion,
         )
 
 

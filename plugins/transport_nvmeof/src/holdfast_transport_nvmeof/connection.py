@@ -16,7 +16,7 @@ import attrs
 
 from holdfast.messages import Reply, Request
 from holdfast.slab import Slab
-from holdfast.sockets import keep_alive
+from holdfast.sockets import tune
 from holdfast.units import MIB
 from holdfast_transport_nvmeof.controller import Controller
 from holdfast_transport_nvmeof.pdu import PduError
@@ -107,7 +107,7 @@ class Connection(asyncio.BufferedProtocol):
         self.is_open = True
         self._transport.set_write_buffer_limits(high=UNSENT_BYTES_MAX)
         # A host without a keep-alive timer whose machine vanished is noticed after 30 s.
-        keep_alive(self._transport, silent_s=15, probe_s=5, probes=3)
+        tune(self._transport, silent_s=15, probe_s=5, probes=3)
         if not self.owner.on_connected(self):
             self.hang_up("Too many hosts are connected; raise frontend.nvme-tcp.connections_max.")
             return

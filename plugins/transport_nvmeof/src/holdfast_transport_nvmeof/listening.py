@@ -249,7 +249,7 @@ class NvmeListener:
         association.link = link
         self._links[link] = association
         link.begin(transport, lambda messages: self._greeted(link, messages))
-        self._options.keep_alive(transport)
+        self._options.tune(transport)
         link.process()
 
     def _greeted(self, link: NvmeLink, messages: list[Any]) -> None:

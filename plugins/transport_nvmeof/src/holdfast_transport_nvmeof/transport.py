@@ -153,7 +153,7 @@ class NvmeTcpTransport:
         self._links[link] = controller
         link.begin(connection_transport, handler.on_messages)
         link.serve(handler)
-        self.options.keep_alive(connection_transport)
+        self.options.tune(connection_transport)
         link.send((hello,))
         controller.admin.when_closed(link.orphaned_later)
         return link

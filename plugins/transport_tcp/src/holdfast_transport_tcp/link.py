@@ -133,7 +133,7 @@ class TcpLink(asyncio.BufferedProtocol):
     def watch_peer(self) -> None:
         """Have the kernel end the connection when its peer has died."""
         assert self._transport is not None
-        self._room.options.keep_alive(self._transport)
+        self._room.options.tune(self._transport)
 
     # --- what asyncio calls -----------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from holdfast.node.nbd.export import Export
 from holdfast.node.nbd.handshake import ExportInfo, Handshake, Phase, Question
 from holdfast.node.nbd.transmission import Transmission
 from holdfast.slab import Slab
-from holdfast.sockets import keep_alive
+from holdfast.sockets import tune
 from holdfast.units import MIB
 
 _log = logging.getLogger("holdfast.nbd")
@@ -88,7 +88,7 @@ class Connection(asyncio.BufferedProtocol):
         self.is_open = True
         self._transport.set_write_buffer_limits(high=UNSENT_BYTES_MAX)
         # A client whose machine vanished is noticed after 30 s: its session holds the volume (R11).
-        keep_alive(self._transport, silent_s=15, probe_s=5, probes=3, unconfirmed_s=30)
+        tune(self._transport, silent_s=15, probe_s=5, probes=3, unconfirmed_s=30)
         if not self.owner.on_connected(self):
             self.hang_up("Too many clients are connected; raise frontend.nbd.connections_max.")
             return
