@@ -292,6 +292,21 @@ def test_a_closed_pipe_ends_quietly(socket: Path) -> None:
     assert (done.returncode != 0, done.stderr) == (True, b"")
 
 
+def test_a_node_refuses_to_run_without_the_checks_that_guard_the_data(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, "-O", "-m", "holdfast.node", "--config", str(tmp_path / "none.toml")],
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "without -O" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_explain_tells_why_what_comes_and_what_helps(holdfast: Command) -> None:
     holdfast("volume", "create", "db", "--size", "1GiB")
     page = holdfast("explain", "db").out

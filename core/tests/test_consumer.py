@@ -141,6 +141,29 @@ def test_the_io_deadline_answers_what_has_waited_too_long() -> None:
     assert answers == [1]
 
 
+def test_a_late_answer_is_left_behind_on_the_old_link_when_its_number_is_used_anew() -> None:
+    machine = session()
+    machine.deadline_s = 5.0
+    machine.on_record(record(1, "a"), 0.0)
+    machine.on_messages([opened()], 0.0)
+    machine.submit([write(1), write(2)], 0.0)
+    machine.submit([write(3)], 3.0)
+    assert machine.gives_up_at == 5.0
+    outcomes = machine.tick(5.0)
+    assert [type(o) for o in outcomes] == [Hang, Answer]
+    assert machine.phase is SessionPhase.SEEKING
+    assert machine.gives_up_at == 8.0
+    assert machine.submit([write(1)], 5.0) is None
+    (dial,) = machine.tick(5.0)
+    assert isinstance(dial, Dial)
+    # What is resubmitted is the request that still has time, and the new one, in this order.
+    (_, told) = machine.on_messages([opened(generation=2)], 5.1)
+    assert isinstance(told, Tell)
+    (requests,) = told.messages
+    assert isinstance(requests, Requests)
+    assert [r.id for r in requests.requests] == [3, 1]
+
+
 def test_a_consumer_is_known_by_its_session_ids_and_nobody_else_is() -> None:
     mine, again, other = session_id("nqn.host"), session_id("nqn.host"), session_id("nqn.other")
     assert mine != again

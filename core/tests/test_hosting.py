@@ -12,11 +12,12 @@ import pytest
 
 from holdfast.errors import CopyError, FaultReason
 from holdfast.kernel.hooks import load_hooks
-from holdfast.local.copy.superblock import SuperblockFile
+from holdfast.local.copy.superblock import SLOT_BYTES, SuperblockFile
+from holdfast.local.copy_store import FileCopyStore
 from holdfast.local.memory_state import MemoryStateDriver, MemoryStateOptions
 from holdfast.model import CopyState, GroupRecord, Member, VolumeSpec
 from holdfast.node import hosting
-from holdfast.node.data_directories import DataDirectories
+from holdfast.node.data_directories import COPIES, DataDirectories
 from holdfast.node.directory import Directory
 from holdfast.node.eventlog import EventLog
 from holdfast.node.hosting import Hosting
@@ -123,3 +124,48 @@ async def test_a_copy_that_cannot_be_opened_anew_at_once_is_tried_again(
         await is_primary(made)
         assert made.pumps[VOLUME] is not failed
         assert not made.orphans
+
+
+def made_in(directories: DataDirectories, copy: str) -> FileCopyStore:
+    spec = VolumeSpec(VOLUME, "v1", MIB, 0, policy="alwayson", hash_key="ab" * 32)
+    member = Member(CopyId(copy), NODE, CopyState.OFFLINE)
+    return directories.make(spec, member, CopyState.OFFLINE)[0]
+
+
+async def test_a_copy_of_which_nobody_can_say_what_it_is_makes_room_and_keeps_its_files(
+    tmp_path: Path,
+) -> None:
+    directories = DataDirectories([tmp_path], "c1")
+    assert directories.copies() == []
+    store = made_in(directories, "c1")
+    store.close()
+    (superblock,) = (tmp_path / COPIES / VOLUME).glob("superblock*")
+    superblock.write_bytes(bytes(2 * SLOT_BYTES))
+    kept = {path.name for path in superblock.parent.iterdir()}
+    for copy in ("c1", "c2"):
+        store = made_in(directories, copy)
+        assert store.superblock.copy == copy
+        assert store.fresh
+        store.close()
+    (aside,) = (tmp_path / COPIES).glob(f".{VOLUME}.damaged-*")
+    assert {path.name for path in aside.iterdir()} == kept
+    assert [path.name for path in directories.copies()] == [VOLUME]
+    directories.close()
+
+
+async def test_a_superseded_copy_that_was_replaced_takes_nothing_of_the_newer_one_with_it(
+    tmp_path: Path,
+) -> None:
+    async with hosted(tmp_path) as (made, _, record):
+        made.on_group(VOLUME, record, 1)
+        await is_primary(made)
+        older, newer = made.pumps[VOLUME], made._paths[VOLUME]
+        # As when the word that it is superseded came while its place was being taken.
+        older.close()
+        await made._close_store(older)
+        del made.pumps[VOLUME]
+        await made._open_listed(newer)
+        await made._remove(older)
+        assert made._paths[VOLUME] == newer
+        assert newer.exists()
+        assert not made.pumps[VOLUME].closed

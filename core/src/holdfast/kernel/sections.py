@@ -45,6 +45,10 @@ class NodeOptions:
     overcommit: float = attrs.field(default=0.0, metadata={"min": 0})
     """How many times its capacity the node may promise to volumes, which take only the space that
     is written: 1 promises no more than there is; 0 sets no limit. 1 GiB is kept free in any case."""
+    io_deadline_s: float = attrs.field(default=0.0, metadata={"min": 0, "unit": "s"})
+    """How long a request may wait, for a failover or a policy that suspends, before the client gets
+    an I/O error (EIO); whether such a write happens after all is open. 0 waits as long as it takes:
+    a file system that is told of an error goes read-only, one that waits goes on."""
     workers: int = attrs.field(default=1, metadata={"min": 1, "max": WORKERS_MAX})
     """How many data processes the node has, its volumes spread over them; up to one for each core
     that it may use. With 1 the daemon itself is the only process, which takes the least memory."""

@@ -47,6 +47,7 @@ class Consumer:
         on_nodes: Callable[[], None] = lambda: None,
         local_pump: Callable[[VolumeId], Pump | None] = lambda _: None,
         keeps: Callable[[VolumeId], bool] = lambda _: True,
+        io_deadline_s: float | None = None,
     ) -> None:
         """Prepare; the owner primes `directory` and runs it.
 
@@ -63,6 +64,7 @@ class Consumer:
             on_nodes: Told when the nodes whose leases live are others.
             local_pump: Finds the copy of a volume in this very process.
             keeps: Whether copies of a volume on this node are kept by this process.
+            io_deadline_s: How long a request may wait before its consumer is told EIO; None: for ever.
         """
         self.name = name
         self.cluster = cluster
@@ -73,6 +75,7 @@ class Consumer:
         self._observe = on_group
         self._local_pump = local_pump
         self._keeps = keeps
+        self._io_deadline_s = io_deadline_s
         self._sessions: dict[VolumeId, set[NodeSession]] = {}
 
     # -- VolumeProvider ---------------------------------------------------------------------------
@@ -107,7 +110,7 @@ class Consumer:
             read_only=read_only,
             force=force,
             consumer=consumer,
-            io_deadline_s=None,
+            io_deadline_s=self._io_deadline_s,
         )
         self._sessions.setdefault(spec.id, set()).add(session)
         try:

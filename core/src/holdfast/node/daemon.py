@@ -116,6 +116,7 @@ class Node:
             on_nodes=self._on_nodes,
             local_pump=self._local_pump,
             keeps=self.keeps,
+            io_deadline_s=config.node.io_deadline_s or None,
         )
         self.directory = self.consumer.directory
         self.observing = Observing(self.name, load_hooks(), self.directory)

@@ -7,10 +7,13 @@ from what the state store has said.
 from __future__ import annotations
 
 import contextlib
+import logging
+import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from holdfast.errors import IntegrityError
 from holdfast.local.copy_store import (
     FileCopyStore,
     create_copy,
@@ -26,6 +29,8 @@ COPIES = "copies"
 """The directory below each data directory that has one directory a copy, named by its volume."""
 THREADS = 16
 """Of each data directory."""
+
+_log = logging.getLogger("holdfast.node")
 
 
 class DataDirectories:
@@ -58,12 +63,20 @@ class DataDirectories:
         """Return the copy that the record calls `member`, made empty where it is not there.
 
         Another copy of the volume makes room: there is one on a node, and the record names this one.
+        One of which nobody can say any more what it is makes room as well, but its files are kept.
 
         Raises:
             HoldfastError: As `open_copy`, `create_copy` and `delete_copy`.
         """
         while (path := self.find(spec.id)) is not None:
-            if read_superblock(path).copy == member.copy:
+            try:
+                found = read_superblock(path)
+            except IntegrityError as error:
+                aside = path.with_name(f".{path.name}.damaged-{uuid.uuid4().hex[:8]}")
+                _log.error("%s It is kept as %s, and a new copy is made.", error.message, aside)
+                path.rename(aside)
+                continue
+            if found.copy == member.copy:
                 return open_copy(path, boot=boot_id()), path
             delete_copy(path)
         root = max(self.roots, key=lambda path: space_of(path).free_bytes)

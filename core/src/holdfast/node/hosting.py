@@ -382,8 +382,9 @@ class Hosting:
     async def _remove(self, pump: Pump) -> None:
         async with self._lock(pump.volume):
             pump.close()
-            if self.pumps.get(pump.volume) is pump:
-                del self.pumps[pump.volume]
+            if self.pumps.get(pump.volume, pump) is not pump:
+                return  # A newer copy was made in its place, and its data is gone with it.
+            self.pumps.pop(pump.volume, None)
             path = self._paths.pop(pump.volume, None)
             await self._close_store(pump)
             if path is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from holdfast.errors import UsageError
 from holdfast.kernel.config import load_config
 from holdfast.node.processes import write_pid
 from holdfast.node.running import run_node
@@ -19,6 +20,11 @@ def launch(config: Path, pid_file: Path | None) -> int:
     Raises:
         HoldfastError: It cannot start; says why.
     """
+    if not __debug__:
+        raise UsageError(
+            "Python runs without its checks, some of which guard the data.",
+            hint="Start the node without -O, and without PYTHONOPTIMIZE in its environment.",
+        )
     loaded = load_config(config)
     if pid_file is None:
         return run_node(loaded)

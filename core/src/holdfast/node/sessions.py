@@ -220,6 +220,8 @@ class NodeSession:
         link = self._link
         if message is not None and link is not None:
             link.send((message,))
+        if machine.deadline_s is not None:
+            self._arm()
 
     def _local_reader(self) -> LocalReader | None:
         """Return the way to the copy on this node, if reads are to be tried there."""
@@ -371,17 +373,23 @@ class NodeSession:
         self._host.session_closed(self)
 
     def _arm(self) -> None:
-        """Have the machine ticked while it looks for a primary."""
-        if self._machine.phase not in {SessionPhase.SEEKING, SessionPhase.OPENING}:
-            return
+        """Have the machine ticked while it looks for a primary, and when a request has waited too long."""
+        machine = self._machine
         now = time.monotonic()
-        # While an answer is awaited, only the record is looked at again.
-        waiting = self._machine.phase is SessionPhase.OPENING
-        delay = 0.1 if waiting else max(0.005, self._machine.retry_at - now)
+        delays = []
+        if machine.phase is SessionPhase.SEEKING:
+            delays.append(max(0.005, machine.retry_at - now))
+        elif machine.phase is SessionPhase.OPENING:
+            delays.append(0.1)  # While an answer is awaited, only the record is looked at again.
+        if machine.gives_up_at is not None and machine.phase is not SessionPhase.CLOSED:
+            delays.append(max(0.005, machine.gives_up_at - now))
+        if not delays:
+            return
+        delay = min(delays)
         if self._timer is not None:
             if self._timer.when() <= self._loop.time() + delay:
                 return
-            # A refusal came before the time at which one would have looked again.
+            # A refusal, or a request, came before the time at which one would have looked again.
             self._timer.cancel()
         self._timer = self._loop.call_later(delay, self._on_timer)
 

@@ -214,10 +214,17 @@ class ConsumerSession:
                 )
             )
         if self.deadline_s is not None:
-            late = [i for i, since in self._since.items() if now - since > self.deadline_s]
+            late = [i for i, since in self._since.items() if now - since >= self.deadline_s]
             if late:
                 for request_id in late:
                     self._forget(request_id)
+                if self.phase is SessionPhase.OPEN:
+                    # The consumer may use these numbers anew, and an answer that is still under way
+                    # must not be taken for that of another request: it is left behind on the old
+                    # link, and what was sent there is fenced by the next generation.
+                    self.phase = SessionPhase.SEEKING
+                    self.retry_at = now
+                    outcomes.append(Hang())
                 outcomes.append(Answer([Reply(i, errno.EIO) for i in late]))
         return outcomes
 
@@ -255,6 +262,13 @@ class ConsumerSession:
         outcomes.append(Hang())
         self.phase = SessionPhase.CLOSED
         return outcomes
+
+    @property
+    def gives_up_at(self) -> float | None:
+        """When the oldest unanswered request will have waited too long; None: never."""
+        if self.deadline_s is None or not self._since:
+            return None
+        return next(iter(self._since.values())) + self.deadline_s
 
     # -- inside -----------------------------------------------------------------------------------
 
