@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
+
 import pytest
 from tests.simulation.planting import every_bug, planted
 
 from holdfast.testing.explorer import __main__ as command
 from holdfast.testing.explorer.canon import canonical
+from holdfast.testing.explorer.checks import check
 from holdfast.testing.explorer.search import Report, explore
-from holdfast.testing.explorer.state import Size
+from holdfast.testing.explorer.state import Size, State
+from holdfast.testing.explorer.symmetry import canonical as same_but_for_names
 from holdfast.testing.explorer.world import World
 
 BUGS = every_bug()
@@ -24,6 +29,7 @@ CRASH = frozenset({"crash"})
         (Size(writes=2, faults=0, blocks=1), None),
         (Size(writes=1, faults=1, kinds=frozenset({"break"})), None),
         (Size(writes=2, faults=1, kinds=frozenset({"unsure"})), None),
+        (Size(copies=2, writes=2, faults=1, kinds=frozenset({"break"}), timers="last"), None),
         (Size(writes=2, faults=1), 0),
         (Size(copies=2, writes=1, faults=1, kinds=CRASH, slow=frozenset({"data"})), 0),
     ],
@@ -65,8 +71,60 @@ def test_a_search_that_its_limits_end_says_that_it_is_not_complete() -> None:
     assert "not complete" in report.sentence()
 
 
+BREAK = frozenset({"break"})
+SOUND = (
+    Size(copies=2, writes=1, faults=1, kinds=BREAK, timers="last"),
+    Size(copies=3, writes=2, faults=0),
+)
+
+
+@pytest.mark.parametrize("size", SOUND)
+def test_the_search_with_names_put_together_reaches_the_same_states_as_the_one_without(
+    size: Size,
+) -> None:
+    world = World(size)
+
+    def reached(same: Callable[[State], State]) -> set[State]:
+        waiting = [same(world.first())]
+        known = set(waiting)
+        while waiting:
+            state = waiting.pop()
+            after = {same(check(world, world.take(state, step))) for step in world.steps(state)}
+            waiting.extend(after - known)
+            known |= after
+        return known
+
+    everything = reached(lambda state: state)
+    together = reached(lambda state: same_but_for_names(world, state))
+    assert {same_but_for_names(world, state) for state in everything} == together
+    assert len(together) <= len(everything)
+
+
+def test_after_any_step_a_state_and_the_one_that_stands_for_it_lead_to_the_same() -> None:
+    world = World(Size(copies=2, faults=3, timers="last"))
+    draw = random.Random(1)
+    state = world.first()
+
+    def successors(state: State) -> set[State]:
+        after = [check(world, world.take(state, step)) for step in world.steps(state)]
+        return {same_but_for_names(world, one) for one in after}
+
+    for _ in range(40):
+        assert successors(state) == successors(same_but_for_names(world, state))
+        state = world.take(state, draw.choice(list(world.steps(state))))
+
+
+def test_no_number_of_an_epoch_is_special(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = Size(copies=2, writes=1, faults=1, kinds=BREAK, timers="last")
+    low = explore(size)
+    monkeypatch.setattr("holdfast.testing.explorer.world.EPOCH_FIRST", 7_000)
+    high = explore(size)
+    assert low.complete
+    assert (low.states, low.edges) == (high.states, high.edges)
+
+
 def test_a_step_is_taken_the_same_way_twice() -> None:
-    size = Size(writes=1, faults=1, kinds=frozenset({"break"}))
+    size = Size(writes=1, faults=1, kinds=BREAK, timers="last")
 
     def counted(report: Report) -> tuple[int, int, int]:
         return report.states, report.edges, report.depth

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from holdfast.testing.explorer.search import Report, explore
-from holdfast.testing.explorer.state import DEFAULT_FAULTS, FAULTS, SLOW, Size
+from holdfast.testing.explorer.state import DEFAULT_FAULTS, FAULTS, SLOW, TIMERS, Size
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,6 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--slow", default="", help=f"disk work that takes its own steps: {', '.join(SLOW)}"
     )
+    parser.add_argument(
+        "--timers", default="any", choices=TIMERS, help="when they may run out (default: any)"
+    )
     parser.add_argument("--deviations", type=int, help="from the usual order; without it any order")
     parser.add_argument("--states", type=int, help="stop after so many states")
     parser.add_argument("--seconds", type=float, help="stop after so long")
@@ -36,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.blocks,
         _words(parser, "--kinds", options.kinds, FAULTS),
         _words(parser, "--slow", options.slow, SLOW),
+        options.timers,
     )
     report = explore(
         size,

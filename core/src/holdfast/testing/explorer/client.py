@@ -5,16 +5,16 @@ Numbered and remembered like the sites (`site.py`).
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
-from attrs import define, field, frozen
+from attrs import frozen
 
 from holdfast.messages import Message, Request, RequestKind, SessionOpen
 from holdfast.model import GroupRecord
 from holdfast.sync import consumer
 from holdfast.sync.consumer import ConsumerSession, SessionPhase
-from holdfast.testing.explorer.canon import canonical
+from holdfast.testing.explorer.numbered import Numbered
 from holdfast.testing.explorer.site import CLUSTER, NOW, VOLUME, Output
 from holdfast.testing.explorer.sites import Things
 from holdfast.testing.simulation.history import block_of
@@ -31,49 +31,44 @@ class ClientFacts:
 
     phase: str
     unanswered: tuple[int, ...]
-    epoch: int
-    """Of the record that it goes by."""
     seeks: bool
     """It would dial if its time came."""
 
 
-@define(eq=False)
-class Clients:
+class Clients(Numbered):
     """All states of the consumer ever met, by number."""
 
-    things: Things
-    facts: list[ClientFacts] = field(factory=list)
-    _pickled: list[bytes] = field(factory=list)
-    _numbers: dict[object, int] = field(factory=dict)
-    _known: dict[tuple[int, Hashable], tuple[int, tuple[Output, ...]]] = field(factory=dict)
+    def __init__(self, things: Things) -> None:
+        """Begin with none."""
+        super().__init__()
+        self.things = things
+        self.facts: list[ClientFacts] = []
+        self._known: dict[tuple[int, Hashable], tuple[int, tuple[Output, ...]]] = {}
+
+    def look(self, thing: Any, _fingerprint: object) -> None:
+        """Keep what may be seen of the consumer."""
+        record = thing.record
+        self.facts.append(
+            ClientFacts(
+                thing.phase.value,
+                tuple(thing.unanswered),
+                thing.phase is SessionPhase.SEEKING and record is not None,
+            )
+        )
 
     def add(self, session: ConsumerSession) -> int:
         """Return the number of a state."""
         session._retry_s = consumer.RETRY_S_MIN  # noqa: SLF001 (how long it waits is no matter)
         session.retry_at = LATER if session.phase is SessionPhase.SEEKING else NOW.mono
         session.last_refusal = ""
-        key = canonical(session)
-        number = self._numbers.get(key)
-        if number is None:
-            number = self._numbers[key] = len(self._pickled)
-            self._pickled.append(pickle.dumps(session, pickle.HIGHEST_PROTOCOL))
-            record = session.record
-            self.facts.append(
-                ClientFacts(
-                    session.phase.value,
-                    tuple(session.unanswered),
-                    0 if record is None else int(record.epoch),
-                    session.phase is SessionPhase.SEEKING and record is not None,
-                )
-            )
-        return number
+        return self.number(session)
 
     def react(self, number: int, name: Hashable, act: Act) -> tuple[int, tuple[Output, ...]]:
         """Return what becomes of the consumer by `act`, and what it puts out."""
         key = (number, name)
         known = self._known.get(key)
         if known is None:
-            session: ConsumerSession = pickle.loads(self._pickled[number])  # noqa: S301
+            session: ConsumerSession = self.load(number)
             out: list[Output] = []
             act(session, out)
             known = self._known[key] = (self.add(session), self.things.numbered(out))

@@ -9,8 +9,10 @@ from holdfast.messages import Attach, SessionOpen
 from holdfast.model import GroupRecord
 from holdfast.sync import events as ev
 from holdfast.testing.explorer import client, site
+from holdfast.testing.explorer.labels import VersionMark
 from holdfast.testing.explorer.site import Output
-from holdfast.testing.explorer.state import FIN, Link, Pair, State, Step, Violated, pair_of
+from holdfast.testing.explorer.state import FIN, Link, Pair, State, Step, Violated, awaits, pair_of
+from holdfast.testing.explorer.symmetry import labels_of, order_of
 from holdfast.units import NodeName
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ class Move:
             fact = facts[number]
             if not fact.running or fact.version == self.version:
                 self.heard[at] = True
-        return self.before._replace(
+        after = self.before._replace(
             sites=tuple(self.sites),
             client=self.client,
             record=self.record,
@@ -55,11 +57,14 @@ class Move:
             asked=tuple(self.asked),
             reads=tuple(self.reads),
             ghosts=self.ghosts,
-            links=tuple(sorted((k for k in self.links if _lives(k)), key=_order)),
+            links=tuple(sorted((_on_time(k) for k in self.links if _lives(k)), key=order_of)),
             acked=tuple(self.acked),
             ackers=tuple(sorted(self.ackers.items())),
             **self.changes,
         )
+        if after.late:
+            after = after._replace(late=tuple(at for at in after.late if awaits(after, at)))
+        return after
 
     def settle(self) -> None:
         """Let what is always soon to come follow at once: ticks, and heartbeats that are due."""
@@ -69,7 +74,7 @@ class Move:
         if "mute" not in self.changes and "blocked" not in self.changes:
             todo = {at for at in todo if self.sites[at] != self.before.sites[at]}
         mute = self.changes.get("mute", self.before.mute)
-        mute = mute | self.changes.get("blocked", self.before.blocked)
+        mute = (*mute, *self.changes.get("blocked", self.before.blocked))
         for _ in range(SETTLE_MAX):
             before = list(self.sites)
             for at in sorted(todo):
@@ -164,7 +169,11 @@ class Move:
 
     def _start(self, at: int) -> None:
         record, version = self.world.things.values[self.record], self.version
-        self.run(at, ("start", self.record, version), site.start(record, version))
+        mine = self.world.names[at]
+        used = [n for name, n in labels_of(self.world, self.before).processes if name == mine]
+        process = max(used, default=0) + 1
+        act = site.start(record, version, process)
+        self.run(at, ("start", self.record, version, process), act)
 
     def _apply(self, at: int) -> None:
         self.run(at, ("apply",), site.apply)
@@ -219,7 +228,7 @@ class Move:
         asked, self.asked[at] = self.asked[at], None
         assert asked is not None
         _, outcome, record, version = asked
-        event = ev.CasDone(outcome, self.world.things.values[record], version)
+        event = ev.CasDone(outcome, self.world.things.values[record], VersionMark(version))
         self.run(at, asked, site.feed(event))
 
     def _ghost(self, at: int) -> None:
@@ -233,7 +242,7 @@ class Move:
 
     def _watch(self, at: int) -> None:
         self.heard[at] = True
-        event = ev.RecordSeen(self.world.things.values[self.record], self.version)
+        event = ev.RecordSeen(self.world.things.values[self.record], VersionMark(self.version))
         self.run(at, ("seen", self.record, self.version), site.feed(event))
 
     def _show(self) -> None:
@@ -295,19 +304,26 @@ class Move:
         self._pay()
         self.run(at, ("handover",), site.feed(ev.Handover(None, leave=False)))
 
+    def _late(self, what: str, at: int) -> None:
+        self._pay()
+        if what == "link":
+            self.links[at] = self.links[at]._replace(late=True)
+        else:
+            self.changes["late"] = tuple(sorted((*self.before.late, at)))
+
     def _mute(self, pairs: tuple[Pair, ...]) -> None:
         self._pay()
-        self.changes["mute"] = self.before.mute | set(pairs)
+        self.changes["mute"] = tuple(sorted({*self.before.mute, *pairs}))
 
     def _block(self, pairs: tuple[Pair, ...]) -> None:
         self._pay()
-        self.changes["blocked"] = self.before.blocked | set(pairs)
+        self.changes["blocked"] = tuple(sorted({*self.before.blocked, *pairs}))
 
     def _unmute(self, pair: Pair) -> None:
-        self.changes["mute"] = self.before.mute - {pair}
+        self.changes["mute"] = tuple(p for p in self.before.mute if p != pair)
 
     def _unblock(self, pair: Pair) -> None:
-        self.changes["blocked"] = self.before.blocked - {pair}
+        self.changes["blocked"] = tuple(p for p in self.before.blocked if p != pair)
 
     # -- carrying out ------------------------------------------------------------------------------
 
@@ -415,17 +431,12 @@ def _check_change(before: GroupRecord, after: GroupRecord) -> None:
         raise Violated("R4", f"{after.primary_member.node} was promoted without being in sync")
 
 
+def _on_time(link: Link) -> Link:
+    return link._replace(late=False) if link.late and not (link.there or link.back) else link
+
+
 def _lives(link: Link) -> bool:
     """Whether an end of the link is still there to notice anything."""
     return bool(link.near is not None or (link.far is not None)) and (
         link.near is not None or link.far != 0 or bool(link.there)
-    )
-
-
-def _order(link: Link) -> tuple[int, ...]:
-    return (
-        link.opener,
-        link.acceptor,
-        1 if link.near is None else link.near,
-        -1 if link.far is None else link.far,
     )

@@ -21,6 +21,7 @@ from holdfast.sync.events import Event, Instant
 from holdfast.sync.member import GroupMember
 from holdfast.sync.opening import open_member, opened
 from holdfast.sync.peers import NEVER, Peers
+from holdfast.testing.explorer.labels import EpochMark, Name, VersionMark
 from holdfast.testing.simulation.disk import CopyDisk, hash_of
 from holdfast.testing.simulation.policies import AlwaysWritable
 from holdfast.units import CopyId, Epoch, NodeName, VolumeId
@@ -44,7 +45,7 @@ def _hash_of(data: bytes, _spec: VolumeSpec) -> bytes:
 
 def copy_name(node: NodeName) -> CopyId:
     """Return the id of the copy on `node`."""
-    return CopyId(f"copy-{node}")
+    return CopyId(Name(f"copy-{node}"))
 
 
 @frozen
@@ -66,7 +67,6 @@ class Site:
     name: NodeName
     disk: CopyDisk
     boots: int = 1
-    starts: int = 0
     peers: Peers | None = None
     member: GroupMember | None = None
     """None: the process is not running."""
@@ -103,19 +103,18 @@ def accept(hello: Attach | SessionOpen, above: int) -> Callable[..., None]:
     return act
 
 
-def start(record: GroupRecord, version: int) -> Callable[..., None]:
-    """Return the input that starts the process, which finds this record in the store."""
+def start(record: GroupRecord, version: int, process: int) -> Callable[..., None]:
+    """Return the input that starts a process of this number, which finds this record in the store."""
 
     def act(site: Site, shape: Shape, out: list[Output]) -> None:
         disk = site.disk
-        site.starts += 1
-        boot = f"{site.name}-boot-{site.boots}"
+        boot = Name(f"{site.name}-boot-{site.boots}")
         was_clean, rebooted = disk.superblock.clean, disk.superblock.boot != boot
         disk.save(opened(disk.superblock, boot))
         site.peers = Peers(site.name)
         site.member = open_member(
             node=site.name,
-            process=f"{site.name}-{site.starts}",
+            process=Name(f"{site.name}-{process}"),
             boot=boot,
             superblock=disk.superblock,
             was_clean=was_clean,
@@ -124,7 +123,7 @@ def start(record: GroupRecord, version: int) -> Callable[..., None]:
             marked_regions=sorted(disk.marked),
             dirty_maps=dict(disk.dirty),
             record=record,
-            version=version,
+            version=VersionMark(version),
             spec=shape.spec,
             peers=site.peers,
             policy_of=policy_of,
@@ -312,7 +311,7 @@ def _carry(site: Site, shape: Shape, effect: ev.Effect, out: list[Output]) -> Ev
         case ev.SendReplies():
             assert site.member is not None
             replies = tuple(effect.replies)
-            out.append(("reply", site.member.ctx.epoch, replies))
+            out.append(("reply", int(site.member.ctx.epoch), replies))
             out.append(("send", effect.link, (Replies(replies),)))
         case ev.FlushDisk():
             mark = site.disk.flush_mark()
@@ -330,7 +329,7 @@ def _carry(site: Site, shape: Shape, effect: ev.Effect, out: list[Output]) -> Ev
         case ev.CloseLink():
             out.append(("close", effect.link))
         case ev.CompareAndSet():
-            out.append(("ask", effect.record, effect.version))
+            out.append(("ask", effect.record, int(effect.version)))
         case ev.ReadRecord():
             out.append(("read",))
         case ev.Note():
@@ -381,7 +380,7 @@ def _looked(disk: CopyDisk, effect: ev.Effect, mark: int) -> Event:
             raise AssertionError(effect)
 
 
-def new_site(name: NodeName, spec: VolumeSpec) -> Site:
+def new_site(name: NodeName, spec: VolumeSpec, epoch: EpochMark) -> Site:
     """Return a node with an empty copy that was closed in order."""
     disk = CopyDisk(
         spec.size_bytes,
@@ -389,9 +388,9 @@ def new_site(name: NodeName, spec: VolumeSpec) -> Site:
             cluster=CLUSTER,
             volume=spec.id,
             copy=copy_name(name),
-            incarnation=f"{name}/1",
-            boot=f"{name}-boot-1",
-            epoch=Epoch(1),
+            incarnation=Name(f"{name}/1"),
+            boot=Name(f"{name}-boot-1"),
+            epoch=Epoch(epoch),
             state=CopyState.IN_SYNC.value,
             durable=Position(0),
             applied=Position(0),

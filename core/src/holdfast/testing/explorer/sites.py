@@ -6,40 +6,40 @@ meets the same site again with other things going on around it.
 
 from __future__ import annotations
 
-import io
-import pickle
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import attrs
-from attrs import define, field
 
 from holdfast.sync import events as ev
+from holdfast.sync.context import MAP_TAG_BYTES
 from holdfast.sync.pace import Pace
-from holdfast.sync.peers import NEVER
-from holdfast.testing.explorer.canon import canonical
+from holdfast.sync.peers import NEVER, Peers
+from holdfast.testing.explorer.canon import anonymous
 from holdfast.testing.explorer.facts import Facts, facts_of
+from holdfast.testing.explorer.labels import TaggedMap, labels_in_bytes, tagged
+from holdfast.testing.explorer.numbered import Numbered
 from holdfast.testing.explorer.site import Output, Shape, Site
+from holdfast.units import CopyId
 
+LEASE_SET = 1000
+"""The version of every lease set that a node would tell now."""
 LEGS_MAX = 4
 """The most links that a primary of a small world may open in one step."""
 
 
-@define(eq=False)
-class Things:
+class Things(Numbered):
     """Records, messages and whatever else sites put out, by number, from 1 on."""
 
-    values: list[Any] = field(factory=lambda: [None])
-    _numbers: dict[object, int] = field(factory=dict)
+    def __init__(self) -> None:
+        """Begin with none; the number 0 is nothing's."""
+        super().__init__()
+        self.values: list[Any] = []
+        self.number(())
 
-    def number(self, value: object) -> int:
-        """Return the number of a value; equal ones have the same."""
-        key = canonical(value)
-        known = self._numbers.get(key)
-        if known is None:
-            known = self._numbers[key] = len(self.values)
-            self.values.append(value)
-        return known
+    def look(self, thing: Any, _fingerprint: object) -> None:
+        """Keep the thing itself: nobody changes it."""
+        self.values.append(thing)
 
     def numbered(self, out: list[Output]) -> tuple[Output, ...]:
         """Return outputs with numbers in the place of what they carry."""
@@ -55,38 +55,31 @@ _CARRIES = {"send": 2, "open": 3, "ask": 1, "beat": 1, "answer": 1}
 """Kind of output to the place of what is numbered in it."""
 
 
-def _pickled(site: Site) -> bytes:
-    out = io.BytesIO()
-    pickler = pickle.Pickler(out, pickle.HIGHEST_PROTOCOL)
-    # Syncs send views of bytes; what they show is all that matters.
-    pickler.dispatch_table = {memoryview: lambda view: (bytes, (bytes(view),))}
-    pickler.dump(site)
-    return out.getvalue()
-
-
-class Sites:
+class Sites(Numbered):
     """All sites ever met, by number."""
 
     def __init__(self, shape: Shape, things: Things) -> None:
         """Begin with none."""
+        super().__init__()
         self.shape = shape
         self.things = things
         self.facts: list[Facts] = []
+        self.looks: list[int] = []
+        """By number: equal for sites that may be the same but for names."""
         self.worked_out = 0
-        self._pickled: list[bytes] = []
-        self._numbers: dict[object, int] = {}
+        self._known_looks: dict[int, int] = {}
         self._known: dict[tuple[int, Hashable], tuple[int, tuple[Output, ...]]] = {}
 
+    def look(self, thing: Any, fingerprint: object) -> None:
+        """Keep what may be seen of a site."""
+        self.facts.append(facts_of(thing, self.shape))
+        look = anonymous(fingerprint, thing.name)
+        self.looks.append(self._known_looks.setdefault(look, len(self._known_looks)))
+
     def add(self, site: Site) -> int:
-        """Return the number of a site."""
+        """Return the number of a site that has just reacted."""
         _tidy(site, self.shape)
-        key = canonical(site)
-        number = self._numbers.get(key)
-        if number is None:
-            number = self._numbers[key] = len(self._pickled)
-            self._pickled.append(_pickled(site))
-            self.facts.append(facts_of(site, self.shape))
-        return number
+        return self.number(site)
 
     def react(
         self, number: int, name: Hashable, act: Callable[[Site, Shape, list[Output]], None]
@@ -95,11 +88,12 @@ class Sites:
         key = (number, name)
         known = self._known.get(key)
         if known is None:
-            site: Site = pickle.loads(self._pickled[number])  # noqa: S301 (pickled here)
+            site: Site = self.load(number)
             if site.member is not None:
                 _set_counters(site)
             out: list[Output] = []
-            act(site, self.shape, out)
+            with labels_in_bytes():
+                act(site, self.shape, out)
             known = self._known[key] = (self.add(site), self.things.numbered(out))
             self.worked_out += 1
             if site.member is not None:
@@ -159,8 +153,39 @@ def _tidy(site: Site, shape: Shape) -> None:
         # How fast a sync may go is a matter of time alone; here it always may go on.
         keeper.primary.pace = Pace()
         keeper.syncing.go_on_at = float("inf")
+    for copy, raw in disk.dirty.items():
+        if not isinstance(raw, TaggedMap):
+            disk.dirty[copy] = _known_map(site, copy, raw)
     if site.peers is not None:
-        site.peers.changed = False
-        for outgoing in site.peers._outgoing.values():  # noqa: SLF001
-            outgoing.number = 0 if not outgoing.sent else outgoing.number
-            outgoing.due_at = NEVER
+        _tidy_peers(site.peers)
+
+
+def _known_map(site: Site, copy: CopyId, raw: bytes) -> TaggedMap:
+    assert site.member is not None
+    member = site.member.ctx.record.member(copy)
+    made = tagged(member.incarnation, member.left_epoch, raw[MAP_TAG_BYTES:])
+    assert made == raw, (made, raw)
+    return made
+
+
+def _tidy_peers(peers: Peers) -> None:
+    """Let the versions of lease sets be the same whenever they stand to each other in the same way.
+
+    Only these relations are ever looked at: whether the set has changed since it was told, whether the
+    lease was in a set that has been answered, and whether the receiver knows the set that is told.
+    """
+    peers.changed = False
+    for outgoing in peers._outgoing.values():  # noqa: SLF001
+        outgoing.number = 0 if not outgoing.sent else outgoing.number
+        outgoing.due_at = NEVER
+        is_told = outgoing.told_version == outgoing.version
+        outgoing.told_version = LEASE_SET if is_told else -1
+        known = outgoing.answered_version
+        is_answered = False
+        for volume, (epoch, version) in outgoing.leases.items():
+            is_answered = version <= known
+            outgoing.leases[volume] = (epoch, LEASE_SET)
+        outgoing.answered_version = LEASE_SET if is_answered else LEASE_SET - 1
+        outgoing.version = LEASE_SET
+    for incoming in peers._incoming.values():  # noqa: SLF001
+        incoming.version = LEASE_SET if incoming.version >= 0 else -1

@@ -12,9 +12,10 @@ from attrs import frozen
 
 FIN = 0
 """As a message on its way: the link ends here."""
-FAULTS = ("crash", "power", "break", "block", "mute", "unsure", "slow", "quiet", "handover")
+FAULTS = ("crash", "power", "break", "block", "mute", "unsure", "slow", "quiet", "handover", "late")
+TIMERS = ("last", "any")
 SLOW = ("data", "metadata", "flushes", "reads")
-DEFAULT_FAULTS = frozenset({"crash", "break", "block", "mute", "unsure"})
+DEFAULT_FAULTS = frozenset({"crash", "break", "block", "mute", "unsure", "late"})
 Step = tuple[Any, ...]
 Pair = tuple[int, int]
 
@@ -30,6 +31,8 @@ class Link(NamedTuple):
     """The acceptor's id of it; 0: it has not heard of it yet; None: its end is gone."""
     there: tuple[int, ...]
     back: tuple[int, ...]
+    late: bool = False
+    """What is on its way may take longer than a timer runs."""
 
 
 class State(NamedTuple):
@@ -47,10 +50,12 @@ class State(NamedTuple):
     ghosts: tuple[tuple[int, int], ...]
     """(record, version) of compare-and-sets of which nobody knows whether they are still coming."""
     links: tuple[Link, ...]
-    mute: frozenset[Pair]
+    mute: tuple[Pair, ...]
     """Pairs of nodes between which no heartbeat arrives in time."""
-    blocked: frozenset[Pair]
+    blocked: tuple[Pair, ...]
     """Pairs of nodes between which nothing arrives."""
+    late: tuple[int, ...]
+    """Nodes, and at the end the consumer, whose answers from the store may take as long."""
     left: int
     """Faults that may still happen."""
     submitted: int
@@ -72,6 +77,8 @@ class Size:
     blocks: int = 2
     kinds: frozenset[str] = DEFAULT_FAULTS
     slow: frozenset[str] = frozenset()
+    timers: str = "any"
+    """`last`: they run out when nothing that is on its way is about to arrive; `any`: at any moment."""
 
 
 class Violated(Exception):  # noqa: N818 (an invariant is violated; that is its name)
@@ -86,3 +93,10 @@ class Violated(Exception):  # noqa: N818 (an invariant is violated; that is its 
 def pair_of(one: int, other: int) -> Pair:
     """Return two nodes in their order."""
     return (one, other) if one < other else (other, one)
+
+
+def awaits(state: State, at: int) -> bool:
+    """Return whether a node, or the consumer, has something to expect of the state store."""
+    if not state.heard[at]:
+        return True
+    return at < len(state.sites) and (state.asked[at] is not None or state.reads[at])

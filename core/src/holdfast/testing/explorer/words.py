@@ -48,6 +48,11 @@ def describe(world: World, state: State, step: Step) -> str:
         pairs = rest[0] if kind in {"mute", "block"} else rest
         between = ", ".join(f"{names[one]}-{names[other]}" for one, other in pairs)
         return f"{_WORDS[kind]} {between}"
+    if kind == "late":
+        if rest[0] == "store":
+            return f"{names[rest[1]]} waits long for the store"
+        link = state.links[rest[1]]
+        return f"the link {names[link.opener]}-{names[link.acceptor]} is slow"
     if kind == "ghost":
         return "a compare-and-set of unknown outcome arrives"
     if not rest:

@@ -9,11 +9,15 @@ from attrs import define, field
 from holdfast.model import CopyState, GroupRecord, Member, VolumeSpec
 from holdfast.testing.explorer import client, site
 from holdfast.testing.explorer.facts import Facts
+from holdfast.testing.explorer.labels import EPOCH_FIRST, EpochMark, Name
 from holdfast.testing.explorer.move import Move
 from holdfast.testing.explorer.site import VOLUME, Shape, copy_name
 from holdfast.testing.explorer.sites import Sites, Things
-from holdfast.testing.explorer.state import Size, State, Step, pair_of
+from holdfast.testing.explorer.state import Size, State, Step, awaits, pair_of
 from holdfast.units import BLOCK_BYTES, Epoch, NodeName
+
+STORE = frozenset({"ask", "told", "read", "watch"})
+"""Steps at a node that the state store takes."""
 
 
 @define(eq=False)
@@ -28,7 +32,7 @@ class World:
 
     def __attrs_post_init__(self) -> None:
         """Name the nodes."""
-        self.names = tuple(NodeName("abcdef"[i]) for i in range(self.size.copies))
+        self.names = tuple(NodeName(Name("abcdef"[i])) for i in range(self.size.copies))
         spec = VolumeSpec(
             VOLUME, VOLUME, self.size.blocks * BLOCK_BYTES, self.size.copies - 1, hash_key="0" * 64
         )
@@ -41,13 +45,16 @@ class World:
     def first(self) -> State:
         """Return a group in full redundancy whose consumer has opened its session."""
         members = tuple(
-            Member(copy_name(name), name, CopyState.IN_SYNC, f"{name}/1") for name in self.names
+            Member(copy_name(name), name, CopyState.IN_SYNC, Name(f"{name}/1"))
+            for name in self.names
         )
-        record = GroupRecord(VOLUME, Epoch(1), members[0].copy, members)
+        epoch = EpochMark(EPOCH_FIRST)
+        record = GroupRecord(VOLUME, Epoch(epoch), members[0].copy, members)
         count, blocks = self.size.copies, (0,) * self.size.blocks
         state = State(
             sites=tuple(
-                self.sites.add(site.new_site(name, self.sites.shape.spec)) for name in self.names
+                self.sites.add(site.new_site(name, self.sites.shape.spec, epoch))
+                for name in self.names
             ),
             client=self.clients.add(client.new_client()),
             record=self.things.number(record),
@@ -57,8 +64,9 @@ class World:
             reads=(False,) * count,
             ghosts=(),
             links=(),
-            mute=frozenset(),
-            blocked=frozenset(),
+            mute=(),
+            blocked=(),
+            late=(),
             left=0,
             submitted=0,
             acked=blocks,
@@ -104,23 +112,60 @@ class World:
         if state.left:
             yield from self._faults(state, facts)
         slept = []
-        for step in self._free(state, facts):
+        awaited = 0
+        for step in self._prompt(state, facts):
+            awaited += not self._is_late(state, step)
             if state.mute and self._is_asleep(state, step):
                 slept.append(step)
             else:
                 yield step
         yield from slept
-        yield from self._ends(state, facts)
+        if not awaited or self.size.timers == "any":
+            yield from self._patient(state, facts)
 
-    def _free(self, state: State, facts: list[Facts]) -> Iterator[Step]:
+    def _prompt(self, state: State, facts: list[Facts]) -> Iterator[Step]:
+        """Yield what is on its way, and so comes before timers do unless it is late."""
         yield from self._on_links(state)
         yield from self._at_store(state, facts)
-        yield from self._at_client(state)
-        yield from self._at_sites(state, facts)
+        for at, fact in enumerate(facts):
+            if fact.data:
+                yield ("apply", at)
+            if fact.metadata:
+                yield ("save", at)
+            for number in range(len(fact.beside)):
+                yield ("beside", at, number)
+        write = state.submitted + 1
+        if write <= self.size.writes:
+            block = self.block_of(write)
+            # Never two unanswered writes of one block, as file systems have it.
+            unanswered = self.clients.facts[state.client].unanswered
+            if all(self.block_of(other) != block for other in unanswered):
+                yield ("submit",)
+
+    def _patient(self, state: State, facts: list[Facts]) -> Iterator[Step]:
+        """Yield what takes its time: timers, and the ends of faults."""
+        if self.clients.facts[state.client].seeks:
+            yield ("dial",)
+        for at, link in enumerate(state.links):
+            if pair_of(link.opener, link.acceptor) in state.blocked:
+                yield ("reset", at)  # It times out in the end.
+        yield from self._timers(state, facts)
+        yield from self._ends(state, facts)
+
+    def _is_late(self, state: State, step: Step) -> bool:
+        """Whether timers may run out before this, though it may come at any moment."""
+        kind = step[0]
+        if kind in {"there", "back"}:
+            return state.links[step[1]].late
+        if kind in STORE:
+            return step[1] in state.late
+        if kind == "show":
+            return self.size.copies in state.late
+        return kind in {"ghost", "submit"}
 
     def _is_asleep(self, state: State, step: Step) -> bool:
         """Whether a step is one of a process that stands still, which usually is late."""
-        if len(step) == 1 or step[0] in {"reset", "ask", "ghost"}:
+        if len(step) == 1 or step[0] in {"ask", "ghost"}:
             return False
         at = step[1]
         if step[0] in {"there", "back"}:
@@ -130,25 +175,17 @@ class World:
 
     def _on_links(self, state: State) -> Iterator[Step]:
         for at, link in enumerate(state.links):
-            blocked = pair_of(link.opener, link.acceptor) in state.blocked
-            if blocked:
-                yield ("reset", at)  # It times out in the end.
+            if pair_of(link.opener, link.acceptor) in state.blocked:
                 continue
             if link.there:
                 yield ("there", at)
             if link.back:
                 yield ("back", at)
 
-    def _at_sites(self, state: State, facts: list[Facts]) -> Iterator[Step]:
+    def _timers(self, state: State, facts: list[Facts]) -> Iterator[Step]:
         for at, fact in enumerate(facts):
             if not fact.running:
                 continue
-            if fact.data:
-                yield ("apply", at)
-            if fact.metadata:
-                yield ("save", at)
-            for number in range(len(fact.beside)):
-                yield ("beside", at, number)
             if fact.may_stand and self._may_fall_silent(state, facts, at):
                 yield ("timer", at, "silence", fact.follows)
             for leg in fact.legs:
@@ -185,9 +222,9 @@ class World:
         for at, fact in enumerate(facts):
             if not fact.running:
                 yield ("start", at)
-        for pair in sorted(state.mute):
+        for pair in state.mute:
             yield ("unmute", pair)
-        for pair in sorted(state.blocked):
+        for pair in state.blocked:
             yield ("unblock", pair)
 
     def _at_store(self, state: State, facts: list[Facts]) -> Iterator[Step]:
@@ -200,19 +237,8 @@ class World:
                 yield ("watch", at)
         for at in range(len(state.ghosts)):
             yield ("ghost", at)
-
-    def _at_client(self, state: State) -> Iterator[Step]:
-        facts = self.clients.facts[state.client]
         if not state.heard[-1]:
             yield ("show",)
-        if facts.seeks:
-            yield ("dial",)
-        write = state.submitted + 1
-        if write <= self.size.writes:
-            block = self.block_of(write)
-            # Never two unanswered writes of one block, as file systems have it.
-            if all(self.block_of(other) != block for other in facts.unanswered):
-                yield ("submit",)
 
     def _faults(self, state: State, facts: list[Facts]) -> Iterator[Step]:
         kinds = self.size.kinds
@@ -233,6 +259,8 @@ class World:
                     yield ("quiet", at)
                 if "handover" in kinds and fact.serving:
                     yield ("handover", at)
+        if "late" in kinds:
+            yield from self._delays(state, facts)
         if "break" in kinds:
             for at, link in enumerate(state.links):
                 if link.near is not None and link.far is not None:
@@ -245,6 +273,16 @@ class World:
             if "mute" in kinds and self.size.copies > 2:
                 # The process stands still: nobody hears it, and it hears nobody.
                 yield ("mute", tuple(pair_of(one, other) for other in count if other != one))
+
+    def _delays(self, state: State, facts: list[Facts]) -> Iterator[Step]:
+        if self.size.timers == "any":
+            return  # Everything is late there.
+        for at, link in enumerate(state.links):
+            if (link.there or link.back) and not link.late:
+                yield ("late", "link", at)
+        for at in range(self.size.copies + 1):
+            if at not in state.late and awaits(state, at):
+                yield ("late", "store", at)
 
     def block_of(self, write: int) -> int:
         """Return which block a write is of."""
