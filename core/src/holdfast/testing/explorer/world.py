@@ -18,6 +18,8 @@ from holdfast.units import BLOCK_BYTES, Epoch, NodeName
 
 STORE = frozenset({"ask", "told", "read", "watch"})
 """Steps at a node that the state store takes."""
+PATIENT = frozenset({"timer", "dial", "reset"})
+"""Steps that take their time."""
 
 
 @define(eq=False)
@@ -111,46 +113,27 @@ class World:
         facts = [self.sites.facts[number] for number in state.sites]
         if state.left:
             yield from self._faults(state, facts)
+        free = list(self._free(state, facts))
+        ends = True
+        if self.size.timers == "last":
+            prompt = [step for step in free if step[0] not in PATIENT]
+            if not all(self._is_late(state, step) for step in prompt):
+                free, ends = prompt, False
         slept = []
-        awaited = 0
-        for step in self._prompt(state, facts):
-            awaited += not self._is_late(state, step)
+        for step in free:
             if state.mute and self._is_asleep(state, step):
                 slept.append(step)
             else:
                 yield step
         yield from slept
-        if not awaited or self.size.timers == "any":
-            yield from self._patient(state, facts)
+        if ends:
+            yield from self._ends(state, facts)
 
-    def _prompt(self, state: State, facts: list[Facts]) -> Iterator[Step]:
-        """Yield what is on its way, and so comes before timers do unless it is late."""
+    def _free(self, state: State, facts: list[Facts]) -> Iterator[Step]:
         yield from self._on_links(state)
         yield from self._at_store(state, facts)
-        for at, fact in enumerate(facts):
-            if fact.data:
-                yield ("apply", at)
-            if fact.metadata:
-                yield ("save", at)
-            for number in range(len(fact.beside)):
-                yield ("beside", at, number)
-        write = state.submitted + 1
-        if write <= self.size.writes:
-            block = self.block_of(write)
-            # Never two unanswered writes of one block, as file systems have it.
-            unanswered = self.clients.facts[state.client].unanswered
-            if all(self.block_of(other) != block for other in unanswered):
-                yield ("submit",)
-
-    def _patient(self, state: State, facts: list[Facts]) -> Iterator[Step]:
-        """Yield what takes its time: timers, and the ends of faults."""
-        if self.clients.facts[state.client].seeks:
-            yield ("dial",)
-        for at, link in enumerate(state.links):
-            if pair_of(link.opener, link.acceptor) in state.blocked:
-                yield ("reset", at)  # It times out in the end.
-        yield from self._timers(state, facts)
-        yield from self._ends(state, facts)
+        yield from self._at_client(state)
+        yield from self._at_sites(state, facts)
 
     def _is_late(self, state: State, step: Step) -> bool:
         """Whether timers may run out before this, though it may come at any moment."""
@@ -165,7 +148,7 @@ class World:
 
     def _is_asleep(self, state: State, step: Step) -> bool:
         """Whether a step is one of a process that stands still, which usually is late."""
-        if len(step) == 1 or step[0] in {"ask", "ghost"}:
+        if len(step) == 1 or step[0] in {"reset", "ask", "ghost"}:
             return False
         at = step[1]
         if step[0] in {"there", "back"}:
@@ -176,16 +159,23 @@ class World:
     def _on_links(self, state: State) -> Iterator[Step]:
         for at, link in enumerate(state.links):
             if pair_of(link.opener, link.acceptor) in state.blocked:
+                yield ("reset", at)  # It times out in the end.
                 continue
             if link.there:
                 yield ("there", at)
             if link.back:
                 yield ("back", at)
 
-    def _timers(self, state: State, facts: list[Facts]) -> Iterator[Step]:
+    def _at_sites(self, state: State, facts: list[Facts]) -> Iterator[Step]:
         for at, fact in enumerate(facts):
             if not fact.running:
                 continue
+            if fact.data:
+                yield ("apply", at)
+            if fact.metadata:
+                yield ("save", at)
+            for number in range(len(fact.beside)):
+                yield ("beside", at, number)
             if fact.may_stand and self._may_fall_silent(state, facts, at):
                 yield ("timer", at, "silence", fact.follows)
             for leg in fact.legs:
@@ -237,8 +227,19 @@ class World:
                 yield ("watch", at)
         for at in range(len(state.ghosts)):
             yield ("ghost", at)
+
+    def _at_client(self, state: State) -> Iterator[Step]:
+        facts = self.clients.facts[state.client]
         if not state.heard[-1]:
             yield ("show",)
+        if facts.seeks:
+            yield ("dial",)
+        write = state.submitted + 1
+        if write <= self.size.writes:
+            block = self.block_of(write)
+            # Never two unanswered writes of one block, as file systems have it.
+            if all(self.block_of(other) != block for other in facts.unanswered):
+                yield ("submit",)
 
     def _faults(self, state: State, facts: list[Facts]) -> Iterator[Step]:
         kinds = self.size.kinds
