@@ -9,9 +9,9 @@ What keeps the number of states finite
 
 *Time stands still.* Every machine is told that it is 0.0 s, always. A timer is a step of its own: what
 the machine compares with the time is set to minus infinity, and a `Tick` follows. So no state differs
-from another by what o'clock it is. One ordering is always kept, because reads depend on it (R5): a copy gives its primary up after the lease that it
-granted is over. That timers keep this order is the arithmetic of `holdfast.sync.peers`; the simulator
-checks it, with clocks that drift.
+from another by what o'clock it is. One ordering is always kept, because reads depend on it (R5): a
+copy gives its primary up after the lease that it granted is over. That timers keep this order is
+the arithmetic of `holdfast.sync.peers`; the simulator checks it, with clocks that drift.
 
 *Timers come last*, if that is asked for. A timer may run out whenever it is armed, late or early. With
 `timers="last"`, timers, starts of processes, the consumer's looking for a primary and the ends of faults
