@@ -36,7 +36,7 @@ from holdfast.node.pump import Outlet, Pump, PumpLink
 from holdfast.node.witness import Witness
 from holdfast.sync import events as ev
 from holdfast.sync.healing import PolicyOf
-from holdfast.sync.opening import open_member, opened
+from holdfast.sync.opening import open_member, opened, regions_in_doubt
 from holdfast.sync.pace import PaceLimits
 from holdfast.sync.peers import Peers
 from holdfast.units import NodeName, VolumeId
@@ -161,8 +161,7 @@ class Hosting:
 
     def on_spec(self, spec: VolumeSpec) -> None:
         """A watch has told a specification."""
-        pump = self.pumps.get(spec.id)
-        if pump is not None:
+        if (pump := self.pumps.get(spec.id)) is not None:
             pump.on_spec(spec)
 
     def on_nodes(self) -> None:
@@ -231,6 +230,8 @@ class Hosting:
         self, store: FileCopyStore, path: Path, record: GroupRecord, version: int, spec: VolumeSpec
     ) -> Pump:
         """Open a member over `store` and begin to step it."""
+        if doubtful := regions_in_doubt(store.superblock, record, fresh=store.fresh):
+            store.mark_regions(doubtful)
         store.save(opened(store.superblock, boot_id()))
         maps = {copy: bits for copy in store.dirty_maps() if (bits := store.load_dirty(copy))}
         member = open_member(
@@ -252,8 +253,7 @@ class Hosting:
             score_of=self._observing.score if self._observing.is_watched else None,
             pace_limits=self._pace_limits,
         )
-        pump = Pump(self, member, store, self.data.threads_of(path))
-        self.pumps[spec.id] = pump
+        pump = self.pumps[spec.id] = Pump(self, member, store, self.data.threads_of(path))
         self._paths[spec.id] = path
         for found in store.repaired:
             self.events.add(spec, record.epoch, "copy-repaired", f"On {self.name}: {found}")

@@ -85,9 +85,6 @@ class Context:
     """For copies that left while this one was in sync: every chunk that they may have missed."""
     nodes: Mapping[NodeName, NodeRecord] = field(factory=dict)
     """The nodes whose leases in the store live, as last seen."""
-    outdated: bool = False
-    """The disk is in an older state than the one in which this copy was last in sync, as one that was
-    restored from a backup: no map and no mark says what it lacks, so all of it is suspect."""
     saved_epoch: Epoch = Epoch(0)
     """The highest epoch known to be durable in the superblock."""
     hash_of: HashOf = hash_of

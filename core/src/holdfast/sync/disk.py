@@ -165,7 +165,13 @@ class DiskQueue:
     def suspects(self) -> list[tuple[int, int]]:
         """Return the extents in which this copy may differ from the others of its in-sync set."""
         extents = [(offset, length) for _, offset, length in self.window]
-        extents += [(region * REGION_BYTES, REGION_BYTES) for region in sorted(self.pinned)]
+        start = end = -1
+        for region in (*sorted(self.pinned), -1):
+            if region != end:
+                if start >= 0:  # Neighbours are told as one: of an outdated disk, all of it.
+                    extents.append((start * REGION_BYTES, (end - start) * REGION_BYTES))
+                start = region
+            end = region + 1
         return extents
 
     def release_pins(self) -> None:

@@ -29,6 +29,26 @@ def opened(superblock: Superblock, boot: str) -> Superblock:
     return attrs.evolve(superblock, clean=False, boot=boot if superblock.clean else superblock.boot)
 
 
+def regions_in_doubt(superblock: Superblock, record: GroupRecord, *, fresh: bool) -> range:
+    """Return the regions to be marked durably before `open_member`: all of an outdated disk, or none.
+
+    A disk is outdated when it does not know the epoch before the one in which its copy left, or that
+    now is, where it counts as in sync: it was restored from a backup, and neither its marks nor the
+    others' maps say what it lacks. A copy acknowledges only what it has taken in an epoch that is
+    durable on its disk (R3); one that died during a change of epoch may be one behind, and more than
+    that is compared in vain, at worst: a copy is in sync, too, when its primary died after two changes
+    of epoch of which it had not heard, so nothing else may be concluded. The marks outlive another
+    death in the middle of the comparison.
+    """
+    member = record.find(superblock.copy)
+    if member is None or fresh:
+        return range(0)
+    known = record.epoch if member.state is CopyState.IN_SYNC else member.left_epoch
+    if superblock.epoch >= known - 1:
+        return range(0)
+    return range(-(-superblock.size_bytes // REGION_BYTES))
+
+
 def open_member(
     *,
     node: NodeName,
@@ -53,7 +73,7 @@ def open_member(
 
     After an unclean stop the window is gone and the regions with write intent stand for it: they are
     pinned until the copies are equal again, and every dirty map that was kept is widened by them,
-    because its last changes may not have reached the disk.
+    because its last changes may not have reached the disk. The same goes for all of an outdated disk.
 
     Args:
         node: This node.
@@ -74,10 +94,12 @@ def open_member(
         score_of: Adds to the score of a node for one more copy; None: nothing does.
         pace_limits: What syncs may send; None: the defaults.
     """
-    unclean = not was_clean and not fresh
+    doubtful = regions_in_doubt(superblock, record, fresh=fresh)
+    marked = {*marked_regions, *doubtful}
+    unclean = bool(doubtful) or (not was_clean and not fresh)
     disk = DiskQueue(
-        marked=set(marked_regions),
-        pinned=set(marked_regions) if unclean else set(),
+        marked=marked,
+        pinned=set(marked) if unclean else set(),
         applied=superblock.applied,
         durable=superblock.durable,
         submitted=superblock.applied,
@@ -85,7 +107,7 @@ def open_member(
     )
     if not unclean:
         # Marks that a clean stop left are only waiting to be cleared.
-        for region in marked_regions:
+        for region in marked:
             disk.touch(region)
     chunks = chunks_of(superblock.size_bytes)
     absent: dict[CopyId, Bitmap] = {}
@@ -117,23 +139,9 @@ def open_member(
         score_of=score_of,
         pace_limits=PaceLimits() if pace_limits is None else pace_limits,
         absent=absent,
-        outdated=_is_outdated(superblock, record),
         saved_epoch=superblock.epoch,
     )
     # The record may be ahead of the disk: whoever it has deposed gets no promise here.
     known = max(superblock.epoch, record.epoch)
     peers.follow(record.volume, known, record.primary_member.node)
     return GroupMember(ctx, policy_of, started_at=now)
-
-
-def _is_outdated(superblock: Superblock, record: GroupRecord) -> bool:
-    """Whether the disk does not know the epoch before the one in which its copy left, or that now is.
-
-    A copy acknowledges only what it has taken in an epoch that is durable on its disk (R3). One that
-    died during a change of epoch may be one behind; more than that is compared in vain, at worst.
-    """
-    member = record.find(superblock.copy)
-    if member is None:
-        return False
-    known = record.epoch if member.state is CopyState.IN_SYNC else member.left_epoch
-    return superblock.epoch < known - 1

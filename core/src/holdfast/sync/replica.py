@@ -266,9 +266,7 @@ class ReplicaRole:
                         clean=not ctx.restarted_unclean,
                         rebooted=ctx.rebooted,
                         fresh=ctx.fresh,
-                        suspects=((0, ctx.size_bytes),)
-                        if ctx.outdated
-                        else tuple(ctx.disk.suspects()),
+                        suspects=tuple(ctx.disk.suspects()),
                         size_bytes=ctx.size_bytes,
                     ),
                 ),

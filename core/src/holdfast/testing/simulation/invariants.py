@@ -16,6 +16,7 @@ from holdfast.messages import Reply, RequestKind
 from holdfast.model import Access, CopyState, GroupRecord, Member
 from holdfast.sync.context import Context
 from holdfast.sync.healing import view_of
+from holdfast.sync.opening import regions_in_doubt
 from holdfast.sync.roles import Role
 from holdfast.testing.simulation import rot
 from holdfast.testing.simulation.disk import ZERO_BLOCK, CopyDisk
@@ -333,8 +334,8 @@ class Invariants:
                 continue
             if member.incarnation != disk.superblock.incarnation:
                 continue  # Made anew; the map is not used for it.
-            if disk.superblock.epoch < member.left_epoch - 1:
-                continue  # In an older state of its own; all of it is compared.
+            if regions_in_doubt(disk.superblock, record, fresh=False):
+                continue  # In an older state of its own; all of it will be marked.
             known = self.damage.chunks(record.volume, [pump.disk, disk])
             known |= self._known(record.volume, member.node, disk)
             known |= self._known(record.volume, node, pump.disk)

@@ -26,7 +26,7 @@ from holdfast.messages import (
 )
 from holdfast.model import CopyState, GroupRecord, Member, NodeRecord, VolumeSpec
 from holdfast.sync import events as ev
-from holdfast.sync.opening import open_member
+from holdfast.sync.opening import open_member, regions_in_doubt
 from holdfast.sync.peers import Peers
 from holdfast.sync.roles import Role
 from holdfast.testing.simulation.clock import Clock
@@ -239,6 +239,7 @@ class Process:
         boot = self.machine.boot
         was_clean = disk.superblock.clean
         rebooted = disk.superblock.boot != boot
+        disk.marked.update(regions_in_doubt(disk.superblock, record, fresh=fresh))
         opened_superblock(disk, boot)
         member = open_member(
             node=self.name,
