@@ -109,18 +109,6 @@ def open_member(
         # Marks that a clean stop left are only waiting to be cleared.
         for region in marked:
             disk.touch(region)
-    chunks = chunks_of(superblock.size_bytes)
-    absent: dict[CopyId, Bitmap] = {}
-    for copy, raw in dirty_maps.items():
-        if raw[:MAP_TAG_BYTES] != map_tag(record.find(copy)):
-            continue  # About another disk, or an earlier absence; the hash tree tells instead.
-        bitmap = Bitmap.from_bytes(raw[MAP_TAG_BYTES:], chunks)
-        mark_extents(
-            bitmap,
-            [(region * REGION_BYTES, REGION_BYTES) for region in disk.pinned],
-            superblock.size_bytes,
-        )
-        absent[copy] = bitmap
     ctx = Context(
         cluster=superblock.cluster,
         node=node,
@@ -138,10 +126,24 @@ def open_member(
         fresh=fresh,
         score_of=score_of,
         pace_limits=PaceLimits() if pace_limits is None else pace_limits,
-        absent=absent,
+        absent=_widened(dirty_maps, record, disk, superblock.size_bytes),
         saved_epoch=superblock.epoch,
     )
     # The record may be ahead of the disk: whoever it has deposed gets no promise here.
     known = max(superblock.epoch, record.epoch)
     peers.follow(record.volume, known, record.primary_member.node)
     return GroupMember(ctx, policy_of, started_at=now)
+
+
+def _widened(
+    dirty_maps: Mapping[CopyId, bytes], record: GroupRecord, disk: DiskQueue, size_bytes: int
+) -> dict[CopyId, Bitmap]:
+    """Return the dirty maps that still say something, with what is pinned on the own disk."""
+    pinned = [(region * REGION_BYTES, REGION_BYTES) for region in disk.pinned]
+    maps: dict[CopyId, Bitmap] = {}
+    for copy, raw in dirty_maps.items():
+        if raw[:MAP_TAG_BYTES] != map_tag(record.find(copy)):
+            continue  # About another disk, or an earlier absence; the hash tree tells instead.
+        maps[copy] = Bitmap.from_bytes(raw[MAP_TAG_BYTES:], chunks_of(size_bytes))
+        mark_extents(maps[copy], pinned, size_bytes)
+    return maps
