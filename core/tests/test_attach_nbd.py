@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.errors import UnavailableError, UsageError
+from holdfast.local import commands
 from holdfast.local.attach_nbd import NbdAttach, _parts_of
 from holdfast.local.commands import clause, missing_tools, run, until
 
@@ -26,7 +27,7 @@ async def test_uris_are_taken_apart_for_nbd_client() -> None:
 
 
 async def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr(commands, "program", lambda _name: None)
     with pytest.raises(UnavailableError, match="apt install nbd-client util-linux"):
         await NbdAttach().attach("nbd://n1/db", str(tmp_path / "a"))
     assert not (tmp_path / "a").exists()
