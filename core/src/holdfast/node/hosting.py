@@ -7,6 +7,7 @@ copy, or a tombstone of the volume. A store that knows nothing of a volume prove
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine
@@ -21,6 +22,7 @@ from holdfast.errors import (
     IntegrityError,
     StateConflictError,
     StateError,
+    UnavailableError,
 )
 from holdfast.interfaces.transport import Link, LinkHandler
 from holdfast.local.copy_store import FileCopyStore, delete_copy, open_copy, read_superblock
@@ -217,8 +219,7 @@ class Hosting:
             _log.info("The copy in %s is superseded and is deleted.", path)
             await asyncio.to_thread(delete_copy, path)
             return
-        spec = self.directory.specs.get(volume)
-        if spec is None:
+        if (spec := self.directory.specs.get(volume)) is None:
             self.orphans[path] = "The state store has no specification of its volume."
             return
         store = await asyncio.to_thread(open_copy, path, boot=boot_id())
@@ -230,6 +231,8 @@ class Hosting:
         self, store: FileCopyStore, path: Path, record: GroupRecord, version: int, spec: VolumeSpec
     ) -> Pump:
         """Open a member over `store` and begin to step it."""
+        if self._stopping:  # Nobody would close it.
+            raise UnavailableError(f"Node {self.name} is stopping.")
         if doubtful := regions_in_doubt(store.superblock, record, fresh=store.fresh):
             store.mark_regions(doubtful)
         store.save(opened(store.superblock, boot_id()))
@@ -305,11 +308,10 @@ class Hosting:
             self._start(store, made_in, named, version, spec)
 
     async def _spec(self, volume: VolumeId) -> VolumeSpec | None:
-        spec = self.directory.specs.get(volume)
-        if spec is None:
-            entry = await self.directory.store.get(f"spec/{volume}")
-            spec = None if entry is None else VolumeSpec.from_bytes(entry.value)
-        return spec
+        if (spec := self.directory.specs.get(volume)) is not None:
+            return spec
+        entry = await self.directory.store.get(f"spec/{volume}")
+        return None if entry is None else VolumeSpec.from_bytes(entry.value)
 
     # -- links from other nodes --------------------------------------------------------------------
 
@@ -432,11 +434,9 @@ class Hosting:
         pumps = list(self.pumps.values())
         for pump in pumps:
             pump.feed(ev.Stop(handover=handover))
-        waits = [asyncio.create_task(pump.stopped.wait()) for pump in pumps]
-        if waits:
-            await asyncio.wait(waits, timeout=patience_s)
-        for wait in waits:
-            wait.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await asyncio.gather(*(pump.stopped.wait() for pump in pumps))
         for pump in pumps:
             pump.close()
             await self._close_store(pump)

@@ -374,6 +374,8 @@ class Pump:
         for link in list(self._links.values()):
             link.close("the node is stopping")
         self._links.clear()
+        for token, listener in list(self.listeners.items()):
+            listener(ev.Verified(token, 0, 0, 0, None, failed=True))
         self.stopped.set()
 
     async def drain(self) -> None:

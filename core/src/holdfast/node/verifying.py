@@ -39,6 +39,11 @@ async def run(pump: Pump, name: str, *, repair: bool, pace_s: float = 0.0) -> As
             f"The copy on {', '.join(missing)} is not in sync and cannot be compared.",
             hint=f"Wait until `holdfast volume show {name}` says healthy.",
         )
+    gone = UnavailableError(
+        f"The primary of {name} changed during the comparison.", hint="Run it again."
+    )
+    if pump.closed:
+        raise gone
     queue: asyncio.Queue[ev.Verified] = asyncio.Queue()
     token = pump.member.ctx.token()
     pump.listeners[token] = queue.put_nowait
@@ -47,9 +52,7 @@ async def run(pump: Pump, name: str, *, repair: bool, pace_s: float = 0.0) -> As
         while True:
             told = await queue.get()
             if told.failed:
-                raise UnavailableError(
-                    f"The primary of {name} changed during the comparison.", hint="Run it again."
-                )
+                raise gone
             if told.differing is None:
                 yield {"chunks_done": told.chunks_done, "chunks_total": told.chunks_total}
                 continue
