@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from holdfast.errors import CopyError, FaultReason
+from holdfast.errors import ConfigError, CopyError, FaultReason, UnavailableError
 from holdfast.kernel.hooks import load_hooks
 from holdfast.local.copy.superblock import SLOT_BYTES, SuperblockFile
-from holdfast.local.copy_store import FileCopyStore
+from holdfast.local.copy_store import FileCopyStore, open_copy
 from holdfast.local.memory_state import MemoryStateDriver, MemoryStateOptions
 from holdfast.model import CopyState, GroupRecord, Member, VolumeSpec
-from holdfast.node import hosting
+from holdfast.node import eventlog, hosting, verifying
 from holdfast.node.data_directories import COPIES, DataDirectories
 from holdfast.node.directory import Directory
 from holdfast.node.eventlog import EventLog
 from holdfast.node.hosting import Hosting
 from holdfast.node.observing import Observing
 from holdfast.node.tasks import Tasks
+from holdfast.node.workers import lock_data
 from holdfast.sync.pace import PaceLimits
 from holdfast.sync.peers import Peers
 from holdfast.testing.faulty_state import FaultyStateStore
@@ -169,3 +172,68 @@ async def test_a_superseded_copy_that_was_replaced_takes_nothing_of_the_newer_on
         assert made._paths[VOLUME] == newer
         assert newer.exists()
         assert not made.pumps[VOLUME].closed
+
+
+async def test_a_copy_that_is_made_while_the_node_stops_is_not_left_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with hosted(tmp_path) as (made, _store, record):
+        begun, go_on = threading.Event(), threading.Event()
+        real = made.data.make
+
+        def make(*words: Any) -> tuple[FileCopyStore, Path]:
+            begun.set()
+            assert go_on.wait(30)
+            return real(*words)
+
+        monkeypatch.setattr(made.data, "make", make)
+        made.on_group(VOLUME, record, 1)
+        await until(begun.is_set)
+        await made.stop(handover=False, patience_s=5.0)
+        go_on.set()
+        async with made._lock(VOLUME):
+            assert not made.pumps
+            open_copy(tmp_path / COPIES / VOLUME, boot="b1").close()
+
+
+async def test_a_comparison_ends_when_its_copy_is_closed(tmp_path: Path) -> None:
+    async with hosted(tmp_path) as (made, _store, record):
+        made.on_group(VOLUME, record, 1)
+        await is_primary(made)
+        pump = made.pumps[VOLUME]
+
+        async def compare() -> None:
+            async for _ in verifying.run(pump, "v1", repair=False):
+                pass
+
+        under_way = asyncio.create_task(compare())
+        await asyncio.sleep(0)
+        pump.close()
+        for each in (under_way, asyncio.create_task(compare())):
+            with pytest.raises(UnavailableError, match="changed during the comparison"):
+                await each
+
+
+def test_a_data_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / COPIES).write_text("no folder")
+    (tmp_path / "node.lock").mkdir()
+    told = f"The data directory {tmp_path} cannot be used: "
+    with pytest.raises(ConfigError, match=told):
+        DataDirectories([tmp_path], "c1").copies()
+    with pytest.raises(ConfigError, match=told):
+        lock_data([str(tmp_path)])
+
+
+async def test_events_on_a_disk_that_stalls_hold_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eventlog, "READ_S", 0.01)
+    log = EventLog(tmp_path / "events", NODE)
+    spec = VolumeSpec(VOLUME, "v1", MIB, 0)
+    answers = threading.Event()
+    log._thread.submit(answers.wait, 30)
+    log.add(spec, 1, "made", "It was made.")
+    assert await log.read(VOLUME) == []
+    monkeypatch.undo()
+    answers.set()
+    assert [event["sentence"] for event in await log.read(VOLUME)] == ["It was made."]

@@ -7,10 +7,12 @@ What was not foreseen goes to a file with all its details, and the user is told 
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import functools
 import json
 import os
 import sys
+import textwrap
 import traceback
 from collections.abc import Sequence
 from importlib.metadata import entry_points
@@ -35,7 +37,7 @@ from holdfast.cli import (
     whatif,
 )
 from holdfast.cli.context import Context
-from holdfast.errors import HoldfastError, UsageError
+from holdfast.errors import HoldfastError, UnavailableError, UsageError
 from holdfast.node.control_errors import to_json
 from holdfast.node.local_cluster import default_dir
 
@@ -45,6 +47,10 @@ EXIT_INTERRUPTED = 130
 """As shells report SIGINT."""
 EXIT_PIPE = 141
 """As shells report SIGPIPE."""
+_NOT_OUR_FAULT = frozenset(
+    {errno.EACCES, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENOSPC, errno.EPERM, errno.EROFS}
+)
+"""What the operating system may answer however right the program is."""
 
 _HERE_AND_THERE = "--json and --dir may stand before or after the command."
 
@@ -131,6 +137,10 @@ def run(arguments: Sequence[str]) -> int:
         return EXIT_PIPE
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
+    except OSError as error:
+        if error.errno not in _NOT_OUR_FAULT:
+            return _bug(error, as_json=as_json)
+        return _refused(error, as_json=as_json)
     except Exception as error:  # noqa: BLE001 - the last place; told as a sentence.
         if isinstance(error, _Slip):
             return _slip(error, as_json=as_json)
@@ -164,13 +174,23 @@ def hoisted(arguments: Sequence[str]) -> list[str]:
     return [*first, *rest]
 
 
+def _refused(error: OSError, *, as_json: bool) -> int:
+    """Tell what the operating system does not let us do, without calling it a bug."""
+    what = error.filename if error.filename is not None else "Its output or a file"
+    failure = UnavailableError(
+        f"{what} cannot be used: {error.strerror}.",
+        hint="Check the permissions and the space left.",
+    )
+    return _fail(failure, as_json=as_json)
+
+
 def _fail(error: HoldfastError, *, as_json: bool) -> int:
     if as_json:
         sys.stderr.write(json.dumps(to_json(error)) + "\n")
     else:
         sys.stderr.write(f"holdfast: {error.message}\n")
         if error.hint:
-            sys.stderr.write(f"  {error.hint}\n")
+            sys.stderr.write(textwrap.indent(error.hint, "  ") + "\n")
     return error.exit_code
 
 

@@ -227,6 +227,11 @@ class ControlClient:
             yield response
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise UnavailableError(f"{self._who} is not running.", hint=self._hint) from error
+        except PermissionError as error:
+            raise UnavailableError(
+                f"{self._who} answers its owner alone: {self.path} is another user's.",
+                hint="Run the command as the user who started the node, or as root.",
+            ) from error
         except TimeoutError as error:
             raise UnavailableError(
                 f"{self._who} did not answer within {connection.timeout:g} s.",

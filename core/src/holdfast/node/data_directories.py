@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from holdfast.errors import IntegrityError
+from holdfast.errors import ConfigError, IntegrityError
 from holdfast.local.copy_store import (
     FileCopyStore,
     create_copy,
@@ -44,12 +44,19 @@ class DataDirectories:
         self._threads = {root: ThreadPoolExecutor(THREADS, "holdfast-disk") for root in self.roots}
 
     def copies(self) -> list[Path]:
-        """Return the directories of all copies, whole or not."""
+        """Return the directories of all copies, whole or not.
+
+        Raises:
+            ConfigError: A data directory cannot be read; what is in it must not be taken for gone.
+        """
         found = []
         for root in self.roots:
             copies = root / COPIES
-            copies.mkdir(parents=True, exist_ok=True)
-            found += [path for path in sorted(copies.iterdir()) if path.is_dir()]
+            try:
+                copies.mkdir(parents=True, exist_ok=True)
+                found += [path for path in sorted(copies.iterdir()) if path.is_dir()]
+            except OSError as error:
+                raise unusable(root, error) from error
         return [path for path in found if not path.name.startswith(".")]
 
     def find(self, volume: VolumeId) -> Path | None:
@@ -106,6 +113,14 @@ class DataDirectories:
         """End the threads, when they have done what they are at."""
         for threads in self._threads.values():
             threads.shutdown(wait=True)
+
+
+def unusable(path: Path, error: OSError) -> ConfigError:
+    """Return what to tell of a data directory with which nothing can be done."""
+    return ConfigError(
+        f"The data directory {path} cannot be used: {error.strerror or error}.",
+        hint="Create it, make it writable, or name another under [node] data.",
+    )
 
 
 @contextlib.contextmanager

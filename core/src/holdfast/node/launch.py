@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from holdfast.errors import UsageError
+from holdfast.errors import UnavailableError, UsageError
 from holdfast.kernel.config import load_config
 from holdfast.node.processes import write_pid
 from holdfast.node.running import run_node
@@ -28,7 +28,13 @@ def launch(config: Path, pid_file: Path | None) -> int:
     loaded = load_config(config)
     if pid_file is None:
         return run_node(loaded)
-    write_pid(pid_file)
+    try:
+        write_pid(pid_file)
+    except OSError as error:
+        raise UnavailableError(
+            f"The process id cannot be written to {pid_file}: {error.strerror}.",
+            hint="Make room there, or choose another file with --pid-file.",
+        ) from error
     try:
         return run_node(loaded)
     finally:

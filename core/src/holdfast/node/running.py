@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 from collections.abc import Callable
@@ -12,11 +13,11 @@ from typing import cast
 
 import uvloop
 
-from holdfast.errors import ConfigError
 from holdfast.interfaces.state import StateStore
 from holdfast.kernel.config import Config
 from holdfast.local.logging import Form, Level, set_up
 from holdfast.node.daemon import Node
+from holdfast.node.data_directories import unusable
 from holdfast.node.spreading import SpreadNode, check_spreads
 from holdfast.node.transports import Transports
 from holdfast.node.workers import lock_data
@@ -28,16 +29,10 @@ def _prepare(path: Path) -> None:
     """Make a data directory if need be; raises `ConfigError` when it cannot be used."""
     try:
         path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        reason = error.strerror
-    else:
-        if os.access(path, os.W_OK | os.X_OK):
-            return
-        reason = "permission denied"
-    raise ConfigError(
-        f"The data directory {path} cannot be used: {reason}.",
-        hint="Create it, make it writable, or name another under [node] data.",
-    )
+        raise unusable(path, error) from error
 
 
 def run_node(config: Config) -> int:

@@ -30,6 +30,7 @@ from holdfast.interfaces.passing import Passed
 from holdfast.kernel.config import Config
 from holdfast.node.channel import Channel
 from holdfast.node.control_client import ControlClient
+from holdfast.node.data_directories import unusable
 
 START_TIMEOUT_S = 30.0
 RESTART_S = (0.0, 0.5, 1.0, 2.0, 5.0)
@@ -58,12 +59,16 @@ def lock_data(paths: Sequence[str]) -> list[int]:
     """Return descriptors that say that the data directories are this node's, in all its processes.
 
     Raises:
+        ConfigError: One cannot be written.
         ConflictError: Another node's processes have one, and did not end in `LOCK_TIMEOUT_S`.
     """
     fds = []
     give_up = time.monotonic() + LOCK_TIMEOUT_S
     for path in paths:
-        fd = os.open(Path(path) / "node.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fd = os.open(Path(path) / "node.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise unusable(Path(path), error) from error
         fds.append(fd)
         while True:
             try:
