@@ -58,7 +58,7 @@ class Host:
     def note(self, spec: VolumeSpec, epoch: int, kind: str, sentence: str) -> None:
         pass
 
-    def events(self, volume: VolumeId) -> Sequence[Json]:
+    async def events(self, volume: VolumeId) -> Sequence[Json]:
         return []
 
 

@@ -57,7 +57,7 @@ class ReplicatorHost(Protocol):
         """Keep an event of a volume, and log it."""
         ...
 
-    def events(self, volume: VolumeId) -> Sequence[Mapping[str, Any]]:
+    async def events(self, volume: VolumeId) -> Sequence[Mapping[str, Any]]:
         """Return the events of a volume that this node has kept, oldest first."""
         ...
 

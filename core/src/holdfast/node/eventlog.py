@@ -20,6 +20,8 @@ from holdfast.units import MIB, NodeName, VolumeId
 
 FILE_BYTES_MAX = MIB
 """Some 6,000 events; then the file is begun anew, with its second half."""
+READ_S = 1.0
+"""How long whoever asks waits for the disk; less than other nodes wait for an answer."""
 _log = logging.getLogger("holdfast.node")
 
 
@@ -65,9 +67,19 @@ class EventLog:
         except OSError as error:
             _log.warning("An event of volume %s was not kept: %s", volume, error)
 
-    def read(self, volume: VolumeId) -> list[dict[str, Any]]:
-        """Return the events of a volume for people, oldest first, with all that were added before."""
-        return self._thread.submit(self._read, volume).result()
+    async def read(self, volume: VolumeId) -> list[dict[str, Any]]:
+        """Return the events of a volume for people, oldest first, with all that were added before.
+
+        None from a disk that answers nothing, which is when people ask why.
+        """
+        try:
+            async with asyncio.timeout(READ_S):
+                return await self._found(volume)
+        except TimeoutError:
+            return []
+
+    async def _found(self, volume: VolumeId) -> list[dict[str, Any]]:
+        return await asyncio.wrap_future(self._thread.submit(self._read, volume))
 
     def _read(self, volume: VolumeId) -> list[dict[str, Any]]:
         try:
@@ -85,7 +97,7 @@ class EventLog:
         try:
             while True:
                 waiter.clear()
-                events = self.read(volume)
+                events = await self._found(volume)
                 if len(events) < told:
                     told = 0
                 for event in events[told:]:

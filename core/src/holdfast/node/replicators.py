@@ -58,8 +58,8 @@ class _Host:
     def note(self, spec: VolumeSpec, epoch: int, kind: str, sentence: str) -> None:
         self._node.hosting.events.add(spec, epoch, kind, sentence)
 
-    def events(self, volume: VolumeId) -> Sequence[Mapping[str, Any]]:
-        return self._node.hosting.events.read(volume)
+    async def events(self, volume: VolumeId) -> Sequence[Mapping[str, Any]]:
+        return await self._node.hosting.events.read(volume)
 
 
 class Replicators:
@@ -218,7 +218,7 @@ class ReplicatorService(Service):
         other = await self._replicators.of(name)
         if other is None:
             return await super().own_events(name)
-        return self._node.hosting.events.read((await other.ids())[name])
+        return await self._node.hosting.events.read((await other.ids())[name])
 
     async def verify(self, name: str) -> AsyncIterator[Json]:
         """Compare all copies; MD has its own way to do that."""

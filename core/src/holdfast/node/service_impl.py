@@ -188,13 +188,13 @@ class Service:
         """Explain a volume's state, by the primary's node if that can be asked."""
         spec = await self._node.directory.find(name)
         remote, silent = await self._told_by_primary(spec, "explain")
-        return self._explained(spec, silent=silent) if remote is None else remote
+        return await self._explained(spec, silent=silent) if remote is None else remote
 
     async def own_explain(self, name: str) -> Json:
         """Explain a volume's state by what this node knows."""
-        return self._explained(await self._node.directory.find(name), silent=False)
+        return await self._explained(await self._node.directory.find(name), silent=False)
 
-    def _explained(self, spec: VolumeSpec, *, silent: bool) -> Json:
+    async def _explained(self, spec: VolumeSpec, *, silent: bool) -> Json:
         node = self._node
         record, member = self._own(spec)
         return explain(
@@ -203,7 +203,7 @@ class Service:
             node.directory.alive,
             member,
             node.policies.of(spec),
-            node.hosting.events.read(spec.id),
+            await node.hosting.events.read(spec.id),
             nodes_known=len(node.directory.nodes),
             silent=silent,
         )
@@ -359,7 +359,7 @@ class Service:
 
     async def _events_of(self, name: str, volume: VolumeId, *, follow: bool) -> AsyncIterator[Json]:
         log = self._node.hosting.events
-        merged: list[Json] = log.read(volume)
+        merged: list[Json] = await log.read(volume)
         for node in sorted(self._node.directory.alive):
             merged += await self._others.ask(node, "events", name) or []
         merged.sort(key=lambda event: float(event["at"]))
@@ -374,7 +374,7 @@ class Service:
     async def own_events(self, name: str) -> list[Json]:
         """Return the events that this node itself has noted."""
         spec = await self._node.directory.find(name)
-        return self._node.hosting.events.read(spec.id)
+        return await self._node.hosting.events.read(spec.id)
 
     async def verify(self, name: str) -> AsyncIterator[Json]:
         """Compare all in-sync copies chunk by chunk, from the data itself."""
