@@ -214,6 +214,27 @@ def test_a_sparse_file_is_imported_and_exported_without_its_holes(
     assert out.stat().st_blocks * 512 < MIB
 
 
+def test_a_disk_that_takes_a_part_of_a_write_gets_the_rest_as_well(
+    client: NbdClient, filled: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real(fd, data[:100_000], at))
+    with (tmp_path / "out").open("wb") as target:
+        copy_out(client, target.fileno())
+    assert (tmp_path / "out").read_bytes() == filled
+
+
+def test_a_file_that_cannot_be_read_is_not_blamed_on_the_volume(
+    copied_in: Callable[[Path], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_words: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", fails)
+    with pytest.raises(UsageError, match="The file cannot be read at 0 B: Input/output error"):
+        copied_in(sparse_file(tmp_path / "in", MIB, {0: b"x"}))
+
+
 @pytest.mark.parametrize("size", [1, 511, 512, 513, 4097, MIB + 7])
 def test_a_file_of_any_size_is_imported_and_what_lies_behind_it_stays(
     volume: MemoryVolume,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +20,7 @@ from holdfast.cli.context import here, put, put_json, size_in
 from holdfast.cli.nbd_client import READ, WRITE, WRITE_ZEROES, NbdClient, Request
 from holdfast.errors import ConflictError, CopiesDifferError, UsageError
 from holdfast.node.control_client import Json
-from holdfast.units import MIB, SECTOR_BYTES, format_size
+from holdfast.units import MIB, SECTOR_BYTES, counted, format_size
 
 BLOCK_BYTES = 256 * 1024
 """One request: four chunks. Larger ones gain nothing over 16 under way."""
@@ -61,7 +62,7 @@ def import_file(
     context = here(ctx)
     uri = nbd_uri(context.client(), name, node)
     with _opened(file, "rb") as source, NbdClient(uri) as volume:
-        size = os.fstat(source.fileno()).st_size
+        size = _size(file, source.fileno())
         if size > volume.size_bytes:
             raise UsageError(
                 f"{file} has {format_size(size)}, volume {name} only "
@@ -79,6 +80,16 @@ def import_file(
         put_json({"name": name, "file": str(file), "bytes": size, "bytes_written": sent})
     else:
         put(f"{file} is on volume {name}: {format_size(size)}, {format_size(sent)} without holes.")
+
+
+def _size(file: Path, source: int) -> int:
+    mode = os.fstat(source).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        raise UsageError(
+            f"{file} is neither a file nor a block device, so its size is not known.",
+            hint="Put its bytes into a file first, or send them with a client such as nbdcopy.",
+        )
+    return os.lseek(source, 0, os.SEEK_END)
 
 
 def export_file(
@@ -164,7 +175,7 @@ def verify(ctx: typer.Context, name: Name) -> None:
         put_json(result)
     if result["equal"]:
         if not context.json:
-            put(f"All {result['copies']} copies of volume {name} are equal.")
+            put(_equal(name, result))
         return
     if not context.json:
         render.show(render.findings(result))
@@ -195,16 +206,22 @@ def scrub(ctx: typer.Context, name: Name) -> None:
             hint="Restore those ranges from elsewhere, or write them anew.",
         )
     if not context.json:
-        done = f" {result['repaired']} chunks were repaired." if result["repaired"] else ""
-        put(f"All {result['copies']} copies of volume {name} are equal.{done}")
+        repaired = counted(result["repaired"], "chunk")
+        put(_equal(name, result) + (f" Repaired: {repaired}." if result["repaired"] else ""))
+
+
+def _equal(name: str, result: Json) -> str:
+    if result["copies"] == 1:
+        return f"The only copy of volume {name} is sound."
+    return f"All {result['copies']} copies of volume {name} are equal."
 
 
 def _found(result: Json) -> str:
     parts = []
     if result.get("rotten"):
-        parts.append(f"{len(result['rotten'])} chunks have rotted")
+        parts.append(counted(len(result["rotten"]), "rotten chunk"))
     if result["differences"]:
-        parts.append(f"{len(result['differences'])} chunks differ between the copies")
+        parts.append(counted(len(result["differences"]), "chunk") + " not the same on all copies")
     return " and ".join(parts)
 
 
@@ -247,7 +264,7 @@ def copy_in(
         # The volume's own bytes stay behind a file that ends within a sector.
         start = size - tail
         old = volume.read(start, SECTOR_BYTES)
-        volume.write(start, os.pread(source, tail, start) + old[tail:])
+        volume.write(start, _read_at(source, tail, start) + old[tail:])
         advance(tail)
         sent += tail
     volume.flush()
@@ -262,7 +279,7 @@ def _writes(source: int, size: int, *, zeroes: bool) -> Iterator[Request]:
             if is_hole and zeroes:
                 yield Request(WRITE_ZEROES, offset, count)
                 continue
-            data = os.pread(source, count, offset)
+            data = _read_at(source, count, offset)
             # A file that shrinks while it is read leaves zeros, as a hole would.
             data += bytes(count - len(data))
             if zeroes and data == _ZEROS[:count]:
@@ -315,11 +332,30 @@ def copy_out(
 
     for request, data in volume.pipeline(reads()):
         if data != _ZEROS[: len(data)]:
-            os.pwrite(target, data, request.offset)
+            _write_all(target, data, request.offset)
         got += len(data)
         advance(len(data))
     os.fsync(target)
     return got
+
+
+def _write_all(target: int, data: bytes, offset: int) -> None:
+    """Write all of `data`: a file system that is nearly full takes a part, without an error."""
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(target, rest, offset)
+        rest, offset = rest[written:], offset + written
+
+
+def _read_at(source: int, count: int, offset: int) -> bytes:
+    """Read from the file that is imported; its errors are not the volume's."""
+    try:
+        return os.pread(source, count, offset)
+    except OSError as error:
+        raise UsageError(
+            f"The file cannot be read at {format_size(offset)}: {error.strerror}.",
+            hint="What stands before that is on the volume.",
+        ) from error
 
 
 @contextlib.contextmanager
