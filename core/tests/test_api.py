@@ -36,6 +36,8 @@ async def test_what_was_written_is_read(provider: MemoryVolumeProvider) -> None:
         await volume.write(4096, b"w" * 1024, fua=True)
         await volume.flush()
         assert await volume.read(4096, 2048) == b"w" * 1024 + bytes(1024)
+        await volume.write(4096, memoryview(b"w" * 1024).cast("Q"))
+        assert await volume.read(4096, 2048) == b"w" * 1024 + bytes(1024)
         assert await volume.extents(0, MIB) == [Extent(65536, False), Extent(MIB - 65536, True)]
         await volume.zero(4096, 512, keep_space=True)
         assert await volume.read(4096, 1024) == bytes(512) + b"w" * 512
@@ -134,5 +136,9 @@ def test_scripts_need_no_event_loop(provider: MemoryVolumeProvider) -> None:
         assert volume.extents(0, MIB) == [Extent(MIB, True)]
     with pytest.raises(NotFoundError), BlockingVolume(provider, "nix"):
         pass
+    with pytest.raises(VolumeError, match="it was closed"):
+        volume.read(0, 512)
+    with pytest.raises(VolumeError, match="it is not open"):
+        BlockingVolume(provider, "db").flush()
     assert provider.volumes["db"].closed == 1
     gc.collect()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import errno as errnos
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import attrs
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -26,6 +26,7 @@ from holdfast.messages import (
 from holdfast.model import Access
 from holdfast.units import REQUEST_BYTES_MAX, SECTOR_BYTES
 
+_T = TypeVar("_T")
 _SENTENCES = {
     errnos.EPERM: ("is read-only", "`holdfast explain` says why."),
     errnos.EINVAL: (
@@ -107,7 +108,9 @@ class Volume:
             VolumeError: It was not written, or not everywhere; `errno` says why.
         """
         flags = RequestFlag.FUA if fua else RequestFlag.NONE
-        await self._submit(RequestKind.WRITE, offset, len(data), flags, data)
+        # Not `len`: that of a view counts items, and they may be longer than a byte.
+        length = memoryview(data).nbytes
+        await self._submit(RequestKind.WRITE, offset, length, flags, data)
 
     async def flush(self) -> None:
         """Return when every write that was answered is on stable storage; raises `VolumeError`."""
@@ -137,12 +140,15 @@ class Volume:
 
     def _open_session(self) -> VolumeSession:
         if self._session is None:
-            raise VolumeError(
-                f"Volume {self.name} cannot be used: {self._closed_because}.",
-                errno=errnos.EIO,
-                hint="Use it inside its `async with` block.",
-            )
+            raise self._unusable()
         return self._session
+
+    def _unusable(self) -> VolumeError:
+        return VolumeError(
+            f"Volume {self.name} cannot be used: {self._closed_because}.",
+            errno=errnos.EIO,
+            hint="Use it inside its `with` or `async with` block.",
+        )
 
     async def _submit(
         self,
@@ -229,17 +235,19 @@ class BlockingVolume:
     _portal: BlockingPortal | None = attrs.field(default=None, kw_only=True, repr=False)
     _stack: ExitStack = attrs.field(factory=ExitStack, init=False, repr=False)
     _volume: Volume = attrs.field(init=False, repr=False)
-    _running: BlockingPortal = attrs.field(init=False, repr=False)
+    _running: BlockingPortal | None = attrs.field(default=None, init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Make the volume that the portal's loop is to open."""
+        self._volume = Volume(self._provider, self.name, read_only=self.read_only, force=self.force)
 
     def __enter__(self) -> Self:
         """Open the volume; raises what `Volume.__aenter__` raises."""
         with ExitStack() as stack:
-            portal: AbstractContextManager[BlockingPortal] = start_blocking_portal()
-            self._running = self._portal or stack.enter_context(portal)
-            self._volume = Volume(
-                self._provider, self.name, read_only=self.read_only, force=self.force
-            )
-            stack.enter_context(self._running.wrap_async_context_manager(self._volume))
+            started: AbstractContextManager[BlockingPortal] = start_blocking_portal()
+            portal = self._portal or stack.enter_context(started)
+            stack.enter_context(portal.wrap_async_context_manager(self._volume))
+            self._running = portal
             self._stack = stack.pop_all()
         return self
 
@@ -250,6 +258,7 @@ class BlockingVolume:
         traceback: TracebackType | None,
     ) -> None:
         """Let the volume go; flushes nothing."""
+        self._running = None
         self._stack.__exit__(kind, error, traceback)
 
     @property
@@ -264,24 +273,29 @@ class BlockingVolume:
 
     def read(self, offset: int, length: int) -> bytes:
         """As `Volume.read`."""
-        return self._running.call(self._volume.read, offset, length)
+        return self._call(self._volume.read, offset, length)
 
     def write(self, offset: int, data: Payload, *, fua: bool = False) -> None:
         """As `Volume.write`."""
-        self._running.call(lambda: self._volume.write(offset, data, fua=fua))
+        self._call(lambda: self._volume.write(offset, data, fua=fua))
 
     def flush(self) -> None:
         """As `Volume.flush`."""
-        self._running.call(self._volume.flush)
+        self._call(self._volume.flush)
 
     def discard(self, offset: int, length: int) -> None:
         """As `Volume.discard`."""
-        self._running.call(self._volume.discard, offset, length)
+        self._call(self._volume.discard, offset, length)
 
     def zero(self, offset: int, length: int, *, keep_space: bool = False) -> None:
         """As `Volume.zero`."""
-        self._running.call(lambda: self._volume.zero(offset, length, keep_space=keep_space))
+        self._call(lambda: self._volume.zero(offset, length, keep_space=keep_space))
 
     def extents(self, offset: int, length: int) -> list[Extent]:
         """As `Volume.extents`."""
-        return self._running.call(self._volume.extents, offset, length)
+        return self._call(self._volume.extents, offset, length)
+
+    def _call(self, call: Callable[..., Awaitable[_T]], *words: object) -> _T:
+        if self._running is None:
+            raise self._volume._unusable()  # noqa: SLF001 - the two are one thing with two faces.
+        return self._running.call(call, *words)
