@@ -237,7 +237,10 @@ def change(
         str | None, typer.Option("--policy", "-p", metavar="POLICY", help="The failure mode.")
     ] = None,
     settings: Settings = None,
-    label: Labels = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", metavar="KEY=VALUE", help="A label; KEY= takes it away; repeat."),
+    ] = None,
     missing: MissingTimeout = None,
     transport: Transports = None,
     read_from: ReadFrom = None,

@@ -62,6 +62,7 @@ class VolumeChanges:
     shared: bool | None = None
     read_from: str | None = None
     labels: Mapping[str, str] | None = None
+    """Merged into those in force; an empty one is taken away."""
     member_missing_timeout_s: float | None = None
     transport: str | None = None
     transports: Mapping[str, str] | None = None

@@ -27,7 +27,7 @@ from holdfast.model import READ_FROM, CopyState, GroupRecord, Member, NodeRecord
 from holdfast.node.directory import Directory
 from holdfast.node.observing import Observing
 from holdfast.node.service import VolumeChanges, VolumeRequest
-from holdfast.sync.placement import place, transport_refusal
+from holdfast.sync.placement import SPREAD_LABEL, place, transport_refusal
 from holdfast.units import (
     BLOCK_BYTES,
     REPLICAS_MAX,
@@ -303,7 +303,7 @@ class Volumes:
                 _with_load(alive, self._directory.groups),
                 size_bytes=spec.size_bytes,
                 taken=chosen,
-                spread=spec.labels.get("holdfast/spread", ""),
+                spread=spec.labels.get(SPREAD_LABEL, ""),
                 extra=extra,
                 transport_to=spec.transport_to,
             )
@@ -345,7 +345,9 @@ class Volumes:
         if placed <= spec.replicas:
             some = f"Only {placed} of {spec.replicas + 1} copies can be placed now"
             least = self._policies.of(spec).least(spec.replicas)
-            soon = f" {spec.policy} soon forbids writes unless {least} replicas are online."
+            soon = (
+                f" {spec.policy} soon forbids writes with fewer than {counted(least, 'replica')}."
+            )
             return [f"{some}; the rest follow when nodes appear.{soon * (placed <= least)}"]
         short = self._policies.shortage(spec, self._hosts())
         return [] if short is None else [short]
@@ -382,7 +384,7 @@ class Volumes:
             ),
             shared=spec.shared if changes.shared is None else changes.shared,
             read_from=_read_from(changes.read_from, spec.read_from),
-            labels=spec.labels if changes.labels is None else dict(changes.labels),
+            labels={k: v for k, v in {**spec.labels, **(changes.labels or {})}.items() if v},
         )
 
     def _check_satisfied(self, spec: VolumeSpec, wanted: VolumeSpec, record: GroupRecord) -> None:
@@ -397,7 +399,7 @@ class Volumes:
         if (wanted.policy, wanted.policy_options) != (spec.policy, spec.policy_options):
             if online < least and least > before:
                 raise ConflictError(
-                    f"{wanted.policy} needs {least} replicas online, and {online} are.",
+                    f"{wanted.policy} needs {counted(least, 'replica')} online; now {online}.",
                     hint="Wait until replicas are back, or choose a milder policy.",
                 )
 
