@@ -54,10 +54,18 @@ def test_a_node_is_drained_and_its_volumes_stay_whole(start_cluster: Start) -> N
     assert described["labels"].keys() == {"zone"}, "nor its labels"
     cluster.do("node", "uncordon", victim)
     assert not cluster.ask("node", "show", victim)["draining"]
+    logged = cluster.do("node", "log", victim, "--lines", "1")
+    assert "level" not in logged, "for people"
+    assert json.loads(cluster.do("--json", "node", "log", victim, "--lines", "1"))["level"]
     labels = {node["name"]: node["labels"] for node in cluster.ask("status")["nodes"]}
     for name in ("c", "d"):
         cluster.create(name, "4MiB", "--spread", "zone", replicas=1)
         assert {labels[node]["zone"] for node in nodes_of(cluster, name)} == {"a", "b"}
+    kept = cluster.ask("volume", "set", "c", "--label", "team=x", "--label", "use=y")["labels"]
+    assert kept == {"holdfast/spread": "zone", "team": "x", "use": "y"}
+    assert cluster.ask("volume", "set", "c", "--label", "team=")["labels"].keys() == kept.keys() - {
+        "team"
+    }
 
 
 def test_nodes_without_room_for_md_say_so_and_keep_their_other_volumes(

@@ -7,9 +7,10 @@ from typing import Any
 
 from holdfast.interfaces.policy import Policy
 from holdfast.messages import Reply, Request, RequestKind
-from holdfast.model import Access, CopyState, GroupRecord, VolumeSpec
+from holdfast.model import Access, CopyState, GroupRecord, NodeRecord, VolumeSpec
 from holdfast.node.explain import explain
 from holdfast.node.service import Json
+from holdfast.node.status import volume_status
 from holdfast.sync import events as ev
 from holdfast.sync.member import GroupMember
 from holdfast.testing.simulation.pump import Pump
@@ -201,12 +202,18 @@ class Group:
         """Unix seconds at the primary."""
         return self.world.machines[self.primary_node].clock.instant(self.world.now).wall
 
+    @property
+    def alive(self) -> dict[NodeName, NodeRecord]:
+        return {name: node for name, (node, _) in self.world.store.nodes.items()}
+
+    def status(self, *, silent: bool = False) -> Json:
+        return volume_status(self.spec, self.record, self.alive, self.member, silent=silent)
+
     def explain(self, *, silent: bool = False) -> Json:
-        alive = {name: node for name, (node, _) in self.world.store.nodes.items()}
         return explain(
             self.spec,
             self.record,
-            alive,
+            self.alive,
             self.member,
             policy_of(self.spec),
             now=self.wall,

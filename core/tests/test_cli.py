@@ -1,5 +1,7 @@
 """The command line against a node service in memory, reached by its control socket."""
 
+import errno
+import io
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -10,9 +12,14 @@ import attrs
 import pytest
 from anyio.from_thread import start_blocking_portal
 from core.tests.fake_node import FakeService
+from rich.console import Console
 
-from holdfast.cli.app import EXIT_BUG, hoisted, run
+from holdfast.cli import render
+from holdfast.cli.app import EXIT_BUG, _fail, hoisted, run
+from holdfast.cli.volume_data import _size
+from holdfast.errors import UnavailableError, UsageError
 from holdfast.node.control import serve_control
+from holdfast.node.control_client import _UnixConnection
 
 
 @attrs.frozen
@@ -292,6 +299,72 @@ def test_a_closed_pipe_ends_quietly(socket: Path) -> None:
     assert (done.returncode != 0, done.stderr) == (True, b"")
 
 
+def test_a_full_output_is_told_and_is_no_bug(socket: Path) -> None:
+    import subprocess
+    import sys
+
+    program = [sys.executable, "-m", "holdfast", "--control", str(socket), "volume", "list"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()) == (
+        7,
+        [
+            "holdfast: Its output or a file cannot be used: No space left on device.",
+            "  Check the permissions and the space left.",
+        ],
+    )
+
+
+def test_every_line_of_a_hint_stands_below_its_error(capsys: pytest.CaptureFixture[str]) -> None:
+    _fail(UnavailableError("It cannot be.", hint="nbd: no module\nfuse: no root"), as_json=False)
+    told = "holdfast: It cannot be.\n  nbd: no module\n  fuse: no root\n"
+    assert capsys.readouterr().err == told
+
+
+def test_only_what_has_a_size_is_imported(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/zero")):
+        source = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with pytest.raises(UsageError, match="neither a file nor a block device"):
+            _size(path, source)
+        os.close(source)
+
+
+@pytest.mark.parametrize("flags", [{}, {"cordoned": True}, {"cordoned": True, "draining": True}])
+def test_the_nodes_of_a_cluster_fit_a_terminal(flags: dict[str, bool]) -> None:
+    node = {
+        "name": "n1",
+        "state": "running",
+        "pid": 1234567,
+        "copies": 12,
+        "primaries": 4,
+        "free_bytes": 1023 << 30,
+        "frontends": {"nbd": "127.0.0.1:10809"},
+        **flags,
+    }
+    shown = io.StringIO()
+    status = {"dir": "/cluster", "nodes": [node], "volumes": []}
+    Console(file=shown, width=80).print(render.cluster_page(status))
+    assert "127.0.0.1:10809" in shown.getvalue()
+    for word in (
+        "running",
+        *(["draining" if "draining" in flags else "cordoned"] if flags else []),
+    ):
+        assert word in shown.getvalue().split() or f"{word}," in shown.getvalue().split()
+
+
+def test_another_users_node_says_whose_it_is(
+    holdfast: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_connection: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(_UnixConnection, "connect", refused)
+    told = holdfast("volume", "list")
+    assert (told.code, "answers its owner alone" in told.err) == (7, True)
+
+
 def test_a_node_refuses_to_run_without_the_checks_that_guard_the_data(tmp_path: Path) -> None:
     import subprocess
     import sys
@@ -336,5 +409,5 @@ def test_a_scrub_tells_what_it_repaired(holdfast: Command, service: FakeService)
     done = holdfast("volume", "scrub", "db")
     assert done.code == 0
     assert "196608" in done.out
-    assert "1 chunks were repaired." in done.out
+    assert "are equal. Repaired: 1 chunk." in done.out
     assert holdfast("--json", "volume", "scrub", "db").json["repaired"] == 1

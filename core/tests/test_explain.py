@@ -57,7 +57,7 @@ def test_a_lost_replica_without_a_spare_node() -> None:
     group.run(1.5)
     assert group.record.access.value == "read-only"
     told = group.explain()
-    assert "Writing can resume when 1 replicas are online; 0 are." in sentences(told)
+    assert "Writing can resume with 1 replica online; now 0." in sentences(told)
     assert "accept writes with fewer replicas, and then attach it anew" in sentences(told)
 
 
@@ -100,6 +100,7 @@ def test_a_silent_primary_is_succeeded_as_told() -> None:
     group.run(0.5)
     told = group.explain(silent=True)
     assert told["health"] == "offline"
+    assert "An in-sync copy takes over as soon as it may" in group.status(silent=True)["reason"]
     assert f"The primary's node {former} does not answer." in told["why"]
     group.world.store.nodes.pop(former)
     told = group.explain()
@@ -123,6 +124,7 @@ def test_the_only_holder_of_acknowledged_writes_is_named() -> None:
     assert told["health"] == "offline"
     assert f"Only the copy on {last} held every acknowledged write" in sentences(told)
     assert commands(told) == [f"holdfast node start {last}"]
+    assert f"Nobody but {last} can serve without losing writes" in group.status()["reason"]
     group.start(last)
     group.until_healthy()
 

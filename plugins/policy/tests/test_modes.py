@@ -122,10 +122,10 @@ def test_a_threshold_is_writable_with_as_many_replicas_as_it_says(
 
 
 def test_a_refused_threshold_says_both_numbers() -> None:
-    refusal = ThresholdPolicy.refuse(2, ThresholdOptions(threshold=3))
-    assert refusal is not None
-    assert "threshold is 3" in refusal
-    assert "only 2 replicas" in refusal
+    for declared, told in ((0, "0 replicas"), (1, "1 replica"), (2, "2 replicas")):
+        refusal = ThresholdPolicy.refuse(declared, ThresholdOptions(threshold=3))
+        assert refusal is not None
+        assert f"threshold is 3, but the volume declares {told}, so" in refusal
 
 
 @pytest.mark.parametrize("online", range(6))

@@ -66,7 +66,7 @@ def up(
     if context.json:
         put_json(cluster_status(context) | {"started": started})
     elif not started:
-        put(f"All {len(cluster.names)} nodes run already.")
+        put(f"{names_text(cluster.names)} run{'s' * (len(cluster.names) == 1)} already.")
     else:
         put(f"Started {names_text(started)} in {took_s:.1f} s. The cluster is in {cluster.dir}.")
     if detach:

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.spinner import Spinner
 from rich.table import Table
@@ -44,12 +45,13 @@ class Stage:
 
     def tell(self, text: str) -> None:
         """Say something in passing."""
-        self._console.print(f"   [dim]{text}[/dim]")
+        self._console.print(Padding(f"[dim]{text}[/dim]", (0, 0, 0, 3)))
 
     def done(self, text: str, *, good: bool = True) -> None:
         """Say what came out."""
-        mark = "[green]✓[/green]" if good else "[red]✗[/red]"
-        self._console.print(f"   {mark} {text}")
+        line = Table.grid(padding=(0, 1, 0, 0))
+        line.add_row("[green]✓[/green]" if good else "[red]✗[/red]", text)
+        self._console.print(Padding(line, (0, 0, 0, 3)))
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import json
 import time
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +11,7 @@ from typing import Annotated
 import typer
 
 from holdfast.cli.context import Context, here, pairs, put, put_json
-from holdfast.errors import NotFoundError, UsageError
+from holdfast.errors import ConflictError, NotFoundError, UsageError
 from holdfast.node import supervisor
 from holdfast.node.local_cluster import LocalNode, locked
 
@@ -77,9 +79,7 @@ def list_nodes(ctx: typer.Context) -> None:
     right = ["COPIES", "PRIMARIES"]
     rows = render.table("NODE", "STATE", *right, "ADDRESS", "NBD", right=right)
     for node in nodes:
-        state = render.word("running" if node["alive"] else "stopped")
-        if node["cordoned"]:
-            state.append(", draining" if node.get("draining") else ", cordoned", style="yellow")
+        state = render.node_state("running" if node["alive"] else "stopped", node)
         numbers = str(node["copies"]), str(node["primaries"])
         rows.add_row(
             node["name"], state, *numbers, node["address"], node["frontends"].get("nbd", "-")
@@ -188,10 +188,17 @@ def _wait_drained(context: Context, name: str) -> None:
 
     with render.sync_progress() as progress:
         while True:
-            volumes = context.client().volumes()
+            client = context.client()
+            volumes = client.volumes()
             left = [v for v in volumes if any(c["node"] == name for c in v["copies"])]
             if not left:
                 return
+            if not any(node["draining"] for node in client.nodes() if node["name"] == name):
+                raise ConflictError(
+                    f"Node {name} is not drained any more; it keeps copies of "
+                    f"{', '.join(volume['name'] for volume in left)}.",
+                    hint=f"Somebody has called it off with `holdfast node uncordon {name}`.",
+                )
             if not context.json:
                 for volume in left:
                     progress.show(volume)
@@ -206,10 +213,10 @@ def log(
         int, typer.Option("--lines", "-n", metavar="COUNT", min=1, help="How many.")
     ] = 20,
 ) -> None:
-    """Print the last lines of the log of a node of the local cluster."""
+    """Print the last lines of the log of a node of the local cluster; with --json as they are."""
     context = here(ctx)
     for line in _tail(context.cluster().node(name), lines):
-        put(line)
+        put(line if context.json else _readable(line))
 
 
 def _tail(node: LocalNode, count: int) -> list[str]:
@@ -220,6 +227,17 @@ def _tail(node: LocalNode, count: int) -> list[str]:
             return [line.rstrip("\n") for line in deque(file, maxlen=count)]
     except FileNotFoundError:
         return []
+
+
+def _readable(line: str) -> str:
+    """Return a line of the log for people; one that is not JSON stays as it is."""
+    try:
+        fields = json.loads(line)
+        at = dt.datetime.fromisoformat(fields.pop("timestamp")).astimezone()
+        told = f"{at:%Y-%m-%d %H:%M:%S}  {fields.pop('level'):<8} {fields.pop('event')}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return line
+    return "  ".join([told, *(f"{key}={value}" for key, value in fields.items())])
 
 
 def _cordon(ctx: typer.Context, name: str, *, cordoned: bool) -> None:

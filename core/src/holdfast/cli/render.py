@@ -63,6 +63,14 @@ def word(text: str) -> Text:
     return Text(text, style=_STYLES.get(text, ""))
 
 
+def node_state(state: str, node: Json) -> Text:
+    """Return how a node is and, if it takes no new copies, why: `running, draining`."""
+    text = word(state)
+    if node.get("cordoned"):
+        text.append(", draining" if node.get("draining") else ", cordoned", style=_BUSY)
+    return text
+
+
 def show(what: RenderableType) -> None:
     """Draw on standard output."""
     # A line of text is left whole, for the terminal to wrap and for programs to search.
@@ -212,10 +220,7 @@ def node_page(node: Json) -> RenderableType:
     """Return what one node says of itself."""
     head = _facts()
     head.add_row("Node", node["name"])
-    state = word("running" if node["ready"] else "starting")
-    if node["cordoned"]:
-        state.append(", draining" if node["draining"] else ", cordoned", style=_BUSY)
-    head.add_row("State", state)
+    head.add_row("State", node_state("running" if node["ready"] else "starting", node))
     started = dt.datetime.fromtimestamp(node["started_at"]).astimezone()
     head.add_row("Process", f"{node['pid']}, since {started:%Y-%m-%d %H:%M:%S}")
     head.add_row("Version", node["version"])
@@ -265,15 +270,13 @@ def drain_plan(steps: Iterable[Json]) -> Table:
 def cluster_page(status: Json) -> RenderableType:
     """Return the nodes and the volumes of a local cluster."""
     right = ["PID", "COPIES", "PRIMARIES", "FREE"]
-    nodes = table("NODE", "STATE", "PID", "COPIES", "PRIMARIES", "FREE", "NBD", right=right)
+    columns = ("NODE", "STATE", "PID", "COPIES", "PRIMARIES", "FREE", "NBD")
+    nodes = table(*columns, right=right, wrap=["STATE"])
     for node in status["nodes"]:
-        state = word(node["state"])
-        if node.get("cordoned"):
-            state.append(", cordoned", style=_BUSY)
         free = node.get("free_bytes")
         nodes.add_row(
             node["name"],
-            state,
+            node_state(node["state"], node),
             _text(node["pid"]),
             _text(node.get("copies")),
             _text(node.get("primaries")),
@@ -351,6 +354,8 @@ class SyncProgress:
 
     _bars: Progress
     _tasks: dict[str, TaskID] = attrs.field(factory=dict)
+    _told: str = ""
+    """What was said last of a volume whose copies are not being synced."""
 
     def show(self, volume: Json) -> None:
         """Bring the bars up to what `volume` says."""
@@ -363,6 +368,9 @@ class SyncProgress:
                 self._tasks[node] = self._bars.add_task(f"syncing {node}", total=None)
             done = sync["bytes_total"] - sync["bytes_left"]
             self._bars.update(self._tasks[node], total=sync["bytes_total"], completed=done)
+        if not self._bars.disable and volume["reason"] != self._told and not self._tasks:
+            self._told = volume["reason"]
+            self._bars.console.print(f"Waiting: {self._told}")
 
 
 @contextmanager

@@ -211,7 +211,7 @@ def _attach_driver(name: str | None) -> tuple[str, Any]:
             return each, driver
         lacks.append(f"{each}: {lack}")
     raise UnavailableError(
-        "This machine cannot make block devices of volumes.", hint=" ".join(lacks)
+        "This machine cannot make block devices of volumes.", hint="\n".join(lacks)
     )
 
 

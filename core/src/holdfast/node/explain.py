@@ -24,7 +24,7 @@ from holdfast.sync.leg import Leg, Phase
 from holdfast.sync.member import GroupMember
 from holdfast.sync.peers import Timing
 from holdfast.sync.roles import Role
-from holdfast.units import CHUNK_BYTES, NodeName, format_size
+from holdfast.units import CHUNK_BYTES, NodeName, counted, format_size
 
 LOST_MAX = 10
 """Unreadable chunks that are told one by one."""
@@ -366,7 +366,9 @@ class _Story:
                 self.doing.append("Enough replicas are online; writing is being resumed.")
             return
         least = self.policy.least(self.spec.replicas)
-        self._next(f"Writing can resume when {least} replicas are online; {view.online} are.")
+        self._next(
+            f"Writing can resume with {counted(least, 'replica')} online; now {view.online}."
+        )
         self._tell_milder(record)
 
     def _tell_milder(self, record: GroupRecord) -> None:

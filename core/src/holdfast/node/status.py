@@ -7,9 +7,11 @@ waits. Any node can tell the former, the primary's node adds the latter.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from holdfast.model import Access, CopyState, GroupRecord, Member, NodeRecord, VolumeSpec
+from holdfast.node.explain_words import FAULTS
 from holdfast.node.service import Json
 from holdfast.sync.healing import health_of
 from holdfast.sync.leg import Leg
@@ -71,7 +73,9 @@ def volume_status(
         "epoch": record.epoch,
         "primary": primary.node,
         "attached": record.attached_node,
-        "reason": _reason(spec, record, member, health),
+        "reason": _offline(spec, record, alive)
+        if health == "offline"
+        else _reason(spec, record, member),
         "copies": [_copy(m, record, member) for m in record.members],
     }
 
@@ -113,14 +117,22 @@ def _sync(leg: Leg) -> Json | None:
     }
 
 
-def _reason(spec: VolumeSpec, record: GroupRecord, member: GroupMember | None, health: str) -> str:
-    """Return one sentence: why the health is what it is, and what happens next."""
-    primary = record.primary_member
-    if health == "offline":
-        return (
-            f"No primary serves: {primary.node} was the last one. An in-sync copy takes over as soon "
-            "as it may; see the events."
-        )
+def _offline(spec: VolumeSpec, record: GroupRecord, alive: Mapping[NodeName, NodeRecord]) -> str:
+    """Return who was the last to serve, and whether another one can."""
+    last = record.primary_member.node
+    holders = sorted(m.node for m in record.members if m.state is CopyState.IN_SYNC)
+    if any(node in alive for node in holders if node != last):
+        coming = "An in-sync copy takes over as soon as it may"
+    else:
+        coming = f"Nobody but {' and '.join(holders)} can serve without losing writes"
+    return (
+        f"No primary serves: {last} was the last one. {coming}; `holdfast explain {spec.name}` "
+        "tells more."
+    )
+
+
+def _reason(spec: VolumeSpec, record: GroupRecord, member: GroupMember | None) -> str:
+    """Return in sentences what is missing while somebody serves."""
     verdict: Any = None
     if member is not None and member.healing is not None:
         verdict = member.healing.verdict
@@ -128,7 +140,7 @@ def _reason(spec: VolumeSpec, record: GroupRecord, member: GroupMember | None, h
     missing = [m for m in record.members if m.state is CopyState.OFFLINE]
     syncing = [m for m in record.members if m.state is CopyState.SYNCING]
     for entry in missing:
-        why = f" ({entry.reason.value})" if entry.reason else ""
+        why = f": {FAULTS[entry.reason.value]}" if entry.reason else ""
         parts.append(f"The copy on {entry.node} is offline{why}.")
     for entry in syncing:
         leg = None

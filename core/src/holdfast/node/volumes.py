@@ -345,9 +345,7 @@ class Volumes:
         if placed <= spec.replicas:
             some = f"Only {placed} of {spec.replicas + 1} copies can be placed now"
             least = self._policies.of(spec).least(spec.replicas)
-            soon = (
-                f" {spec.policy} soon forbids writes with fewer than {counted(least, 'replica')}."
-            )
+            soon = f" {spec.policy} soon forbids writes below {counted(least, 'replica')}."
             return [f"{some}; the rest follow when nodes appear.{soon * (placed <= least)}"]
         short = self._policies.shortage(spec, self._hosts())
         return [] if short is None else [short]

@@ -21,7 +21,7 @@ from holdfast.messages import DATA_LEVEL, HashQuery, Op, OpKind, ReadQuery
 from holdfast.sync.events import Effect, HashDisk, Instant, ReadDisk, Verified
 from holdfast.sync.leg import Leg, Phase
 from holdfast.sync.primary import PrimaryRole
-from holdfast.units import CHUNK_BYTES, CopyId, NodeName, chunks_of
+from holdfast.units import CHUNK_BYTES, CopyId, NodeName, chunks_of, counted
 
 BATCH_CHUNKS = 128
 """8 MiB of data are read and hashed at a time on each copy."""
@@ -290,7 +290,7 @@ class VerifyJob:
         if self.repaired:
             # What was repaired is to outlive a loss of power like anything that was flushed.
             self.primary.rewrite(Op(OpKind.FLUSH, 0, 0), now, out)
-            told = f"{len(self.repaired)} chunks were repaired from good copies."
+            told = f"Repaired from good copies: {counted(len(self.repaired), 'chunk')}."
             self.primary.ctx.note("scrub", told, out)
         out.append(
             Verified(

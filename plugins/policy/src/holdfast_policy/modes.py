@@ -14,6 +14,7 @@ import attrs
 from holdfast.interfaces import API_VERSION
 from holdfast.interfaces.policy import PolicyView, Verdict
 from holdfast.model import Access
+from holdfast.units import counted
 from holdfast_policy import grace
 from holdfast_policy.options import GraceOptions, ThresholdOptions
 
@@ -86,8 +87,8 @@ class ThresholdPolicy(_GracePolicy):
         if options.threshold <= declared:
             return None
         return (
-            f"threshold is {options.threshold}, but only {declared} replicas are declared,"
-            " so the volume could never be written."
+            f"threshold is {options.threshold}, but the volume declares "
+            f"{counted(declared, 'replica')}, so it could never be written."
         )
 
     def least(self, declared: int) -> int:
