@@ -435,6 +435,22 @@ def test_a_volume_grows_with_its_members(roomy: bool) -> None:
     assert len(made.volume.members) == 2
 
 
+def test_the_kernel_takes_note_of_a_growth_that_a_crash_cut_short() -> None:
+    made = world()
+    made.settle()
+    made.volume = attrs.evolve(made.volume, size_bytes=2 * SIZE)
+    for member, (node, _) in made.slices.items():
+        made.slices[member] = (node, made.volume.member_bytes)
+    before = len(made.history)
+    made.settle()
+    steps = [step for plan in made.history[before:] for step in plan.steps]
+    noted = {
+        step.argv[-1] for step in steps if isinstance(step, Run) and "--set-capacity" in step.argv
+    }
+    assert noted == {f"/dev/part-{m.id}" for m in made.volume.members}
+    assert made.component == 2 * SIZE
+
+
 def test_the_policy_holds_writes_and_lets_them_go() -> None:
     made = world(policy="hard")
     made.policy = policy("hard")

@@ -166,19 +166,23 @@ def attach_file(file: str, sector: int) -> Run:
     )
 
 
-def grow(found: Slice, drive: Drive | None, size: int) -> list[Step]:
-    """Return the steps that make a slice larger where it is; the new bytes read as zero or old."""
+def grow(found: Slice, drive: Drive | None, size: int) -> Step:
+    """Return the step that makes a slice larger where it is; the new bytes read as zero or old.
+
+    The kernel goes on with the former size until `take_note`.
+    """
     if found.is_file:
-        return [
-            run("truncate", f"--size={size}", found.drive),
-            run("losetup", "--set-capacity", found.path),
-        ]
+        return run("truncate", f"--size={size}", found.drive)
     assert drive is not None
     line = f", {size // drive.sector_bytes}\n"
-    return [
-        _sfdisk(found.drive, line, "--no-reread", "-N", str(found.number)),
-        run("partx", "--update", "--nr", str(found.number), found.drive),
-    ]
+    return _sfdisk(found.drive, line, "--no-reread", "-N", str(found.number))
+
+
+def take_note(found: Slice) -> Step:
+    """Return the step by which the kernel takes note of a slice's size; once more does no harm."""
+    if found.is_file:
+        return run("losetup", "--set-capacity", found.path)
+    return run("partx", "--update", "--nr", str(found.number), found.drive)
 
 
 def _sfdisk(drive: str, line: str, *options: str) -> Run:

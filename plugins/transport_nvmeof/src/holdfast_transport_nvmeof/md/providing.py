@@ -123,7 +123,9 @@ def _plan_member(
     if member.ports != ports or member.size_bytes != found.size_bytes:
         now = attrs.evolve(member, ports=ports, size_bytes=found.size_bytes)
         why = f"The member on {home.node} is {format_size(found.size_bytes)} at {_listed(ports)}."
-        return Plan(why, after=volume.with_member(now), quiet=True)
+        # With the record, not with the growth: a crash between the two must not leave the kernel behind.
+        steps = _noted(found, seen) if member.size_bytes != found.size_bytes else ()
+        return Plan(why, steps=steps, after=volume.with_member(now), quiet=True)
     if found.size_bytes < volume.member_bytes:
         return _grown(volume, member, found, seen, nodes)
     return None
@@ -171,6 +173,13 @@ def _removed(volume: MdVolume, member: MdMember, found: Slice | None) -> Plan | 
     return Plan(why, kind="member", check=found, steps=steps, after=gone)
 
 
+def _noted(found: Slice, seen: Observed) -> tuple[Step, ...]:
+    """Return the steps by which the kernel, and who imports a slice, take note of its size."""
+    exported = (name for name in seen.target.subsystems if name.endswith(f":{found.uuid}"))
+    spaces = (f"{CONFIGFS}/subsystems/{name}/namespaces/1" for name in exported)
+    return (slices.take_note(found), *(Write(f"{each}/revalidate_size", "1") for each in spaces))
+
+
 def _grown(
     volume: MdVolume,
     member: MdMember,
@@ -181,13 +190,8 @@ def _grown(
     size = volume.member_bytes
     if found.room_bytes >= size:
         drive = next((each for each in seen.drives if each.path == found.drive), None)
-        steps: list[Step] = slices.grow(found, drive, size)
-        for name in seen.target.subsystems:
-            if name.endswith(f":{member.id}"):
-                space = f"{CONFIGFS}/subsystems/{name}/namespaces/1"
-                steps.append(Write(f"{space}/revalidate_size", "1"))
         why = f"The member on {member.node} grows to {format_size(size)} where it is."
-        return Plan(why, kind="member", steps=tuple(steps))
+        return Plan(why, kind="member", steps=(slices.grow(found, drive, size),))
     if any(each.replaces == member.id for each in volume.members):
         return None
     target = place_again(volume, member.slot, nodes)
