@@ -197,6 +197,7 @@ class NvmeTcpHost:
             raise NvmeStatusError(ConnectStatus.AUTHENTICATION_REQUIRED, is_fabrics=True)
         names = (self.identity.host, self.subsystem)
         end = HostAuthentication(*names, self.secret, self.controller_secret)
+        connection.queue.close_reason = "The controller broke off the authentication."
 
         async def send(message: bytes) -> None:
             await self._fabrics(send_command(len(message)), message, by=connection)
@@ -207,9 +208,9 @@ class NvmeTcpHost:
 
         await send(end.negotiate())
         await send(end.on_challenge(await receive()))
-        last = end.on_success1(await receive())
-        if last:
+        if last := end.on_success1(await receive()):
             await send(last)
+        connection.queue.close_reason = ""
 
     async def _fabrics(
         self,
