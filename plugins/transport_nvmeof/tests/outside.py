@@ -37,6 +37,8 @@ DEADLINE_S = 120.0
 CLASS = Path("/sys/class/nvme-subsystem")
 BLOCK, LOG_BLOCKS = 4096, 8192
 FIO_AT = LOG_BLOCKS * BLOCK
+_IDENTITY = "11111111-2222-3333-4444-555555555555"
+WHO = ("--hostnqn", f"nqn.2014-08.org.nvmexpress:uuid:{_IDENTITY}", "--hostid", _IDENTITY)
 
 
 def main() -> int:
@@ -84,6 +86,9 @@ def _outside(cluster: RunningCluster) -> int:
 
 
 def _inside(ports: list[str], nqn: str) -> None:
+    listed = _run("nvme", "discover", "-t", "tcp", "-a", HOST, "-s", ports[0], *WHO)
+    assert nqn in listed, listed
+    assert all(f"trsvcid: {port}" in listed for port in ports), listed
     for digests in ([], ["--hdr-digest", "--data-digest"]):
         _connect(ports[0], nqn, "--nr-io-queues", "4", *digests)
         _use_file_system(_device(nqn))
@@ -187,15 +192,14 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-def _run(*command: str) -> None:
+def _run(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
+    return done.stdout
 
 
 def _connect(port: str, nqn: str, *options: str) -> None:
-    identity = "11111111-2222-3333-4444-555555555555"
-    who = ("--hostnqn", f"nqn.2014-08.org.nvmexpress:uuid:{identity}", "--hostid", identity)
-    _run("nvme", "connect", "-t", "tcp", "-a", HOST, "-s", port, "-n", nqn, *who, *options)
+    _run("nvme", "connect", "-t", "tcp", "-a", HOST, "-s", port, "-n", nqn, *WHO, *options)
 
 
 def _device(nqn: str) -> str:
