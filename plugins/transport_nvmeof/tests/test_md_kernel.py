@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -32,6 +33,11 @@ RDMA = pytest.mark.skipif(
     not any(Path("/sys/class/infiniband").glob("*")), reason="there is no RDMA device"
 )
 SPEED = Path("/proc/sys/dev/raid/speed_limit_max")
+
+
+def arrays() -> str:
+    """What the kernel says of its arrays, but for how many pages of bitmaps it has in memory just now."""
+    return re.sub(r"\d+/\d+ pages \[\d+KB\]", "pages", Path("/proc/mdstat").read_text())
 
 
 @pytest.mark.parametrize("transport", ["tcp", pytest.param("rdma", marks=RDMA)])
@@ -72,14 +78,14 @@ def test_each_combination_of_copies_and_drives_keeps_data_and_leaves_nothing(
             consumer="a",
         )
         volume = await lab.volume("db")
-        mdstat = Path("/proc/mdstat").read_text()
-        assert ("raid10" if drives > 1 else "raid1") in mdstat.partition(":")[2]
+        before = arrays()
+        assert ("raid10" if drives > 1 else "raid1") in before.partition(":")[2]
         assert volume.status.active == copies * drives
         shadow = Shadow(device, 48 * drives * MIB)
         shadow.write(60)
         lab.restart("a")  # A daemon that starts anew changes nothing of what runs.
         await lab.round()
-        assert Path("/proc/mdstat").read_text() == mdstat
+        assert arrays() == before
         shadow.verify()
         if drives == 1:
             lab.verify_members(shadow)
@@ -251,6 +257,38 @@ def test_a_mounted_volume_grows_while_it_is_used() -> None:
         await lab.until_gone("db")
 
     md_lab.run(story)
+
+
+def test_members_in_files_serve_and_grow_and_are_removed(tmp_path: Path) -> None:
+    async def story(lab: Lab) -> None:
+        for name in "ab":
+            lab.add_node(name, drives=0, files=str(tmp_path / name))
+        device = await lab.create("db", 32, filesystem="none", consumer="a")
+        shadow = Shadow(device, 32 * MIB)
+        shadow.write(30)
+        lab.cut("b")
+        await lab.until("db", lambda v: v.status.mdstate == "degraded")
+        shadow.write(10)
+        lab.back("b")
+        await lab.until("db", quiet)
+        await lab.change("db", lambda v: attrs.evolve(v, size_bytes=48 * MIB))
+        await lab.until("db", lambda v: v.status.size_bytes >= 48 * MIB and quiet(v))
+        shadow.size = 48 * MIB
+        shadow.write(20)
+        shadow.verify()
+        lab.verify_members(shadow)
+        await lab.change("db", lambda v: attrs.evolve(v, deleting=True, consumer=NodeName("")))
+        await lab.until_gone("db")
+        assert not list(tmp_path.glob("*/*"))
+        told = subprocess.run(["losetup", "--list"], capture_output=True, text=True, check=True)
+        assert str(tmp_path) not in told.stdout
+
+    # As much room as a node wants to keep free, whatever the guest's memory.
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4g", "tmpfs", str(tmp_path)], check=True)
+    try:
+        md_lab.run(story)
+    finally:
+        md_lab.quietly("umount", str(tmp_path))
 
 
 def test_what_is_not_ours_is_never_touched() -> None:
