@@ -124,7 +124,7 @@ explore: $(VENV)/.developer
 GUEST ?= $(addprefix plugins/transport_nvmeof/tests/,test_md_kernel.py test_kernel.py test_nvmet.py)
 .PHONY: guest
 guest: setup
-	$(BIN)/python -m tests.guest $(abspath $(BIN))/python -m pytest -p no:cacheprovider -q -rs $(GUEST)
+	$(BIN)/python -m tests.guest $(abspath $(BIN))/python -m pytest -p no:cacheprovider -v -rs $(GUEST)
 	$(BIN)/python -m plugins.transport_nvmeof.tests.outside
 
 clean:

@@ -27,7 +27,6 @@ MODULES = (
     *("nvme_tcp", "nvmet", "nvmet_tcp", "nvme_rdma", "nvmet_rdma", "rdma_rxe"),
     *("loop", "null_blk", "raid1", "raid10", "nbd", "xfs", "ext4"),
 )
-TIMEOUT_S = 3600.0
 ENDED = "guest-ended"
 CMDLINE = (
     "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off nokaslr no_timer_check nowatchdog "
