@@ -299,5 +299,7 @@ def test_a_machine_that_lacks_something_says_so_and_takes_no_members() -> None:
             await md.create({**REQUEST, "primary_node": "x"})
         assert lacks.rstrip(".") in refused.value.message
         assert md.agent.steps_done == 0
+        told = " ".join(sentence for sentence, _ in MdReplicatorDriver.lacks())
+        assert ("no RDMA device" in told) != machine.has_rdma()
 
     story(test)

@@ -201,7 +201,8 @@ def _programs(_context: Context) -> Iterator[Finding]:
         ("fio", "fio", "measures and verifies I/O"),
         ("nvme", "nvme-cli", "attaches volumes of the frontend nvme-tcp, with the module nvme-tcp"),
     ):
-        path = shutil.which(program)
+        # Some are an administrator's, whose folders plain users often do not have in theirs.
+        path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
         if path is None:
             told = f"Not installed; {purpose}."
             yield Finding(program, MISSING, told, f"apt-get install {package}")

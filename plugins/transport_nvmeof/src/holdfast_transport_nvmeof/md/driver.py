@@ -325,4 +325,6 @@ class MdReplicatorDriver:
         if assembles is not None and not found:
             link = "ln -s /dev/null /etc/udev/rules.d/64-md-raid-assembly.rules"
             found.append((assembles, link))
+        if not machine.has_rdma():
+            found.append(("There is no RDMA device: only TCP is possible.", machine.SOFT_RDMA))
         return found

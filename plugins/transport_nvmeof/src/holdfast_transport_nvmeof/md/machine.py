@@ -26,6 +26,8 @@ PROGRAMS = {
     "mkfs.xfs": "xfsprogs",
 }
 """What plans call, and the Debian package of each."""
+SOFT_RDMA = "For soft RoCE: modprobe rdma_rxe; rdma link add …"
+"""How to have RDMA without a device for it."""
 
 
 def lacks(options: MdOptions) -> Iterator[tuple[str, str]]:
@@ -45,8 +47,13 @@ def lacks(options: MdOptions) -> Iterator[tuple[str, str]]:
         yield f"{FABRICS} is not there: no imports.", "modprobe -a nvme-tcp"
     if not Path(CONFIGFS).exists():
         yield f"{CONFIGFS} is not there: no exports.", "modprobe -a nvmet nvmet-tcp"
-    if options.rdma_address and not any(Path("/sys/class/infiniband").glob("*")):
-        yield "There is no RDMA device.", "For soft RoCE: modprobe rdma_rxe; rdma link add …"
+    if options.rdma_address and not has_rdma():
+        yield "There is no RDMA device.", SOFT_RDMA
+
+
+def has_rdma() -> bool:
+    """Whether this machine can export and import over RDMA."""
+    return any(Path("/sys/class/infiniband").glob("*"))
 
 
 def auto_assembly() -> str | None:
