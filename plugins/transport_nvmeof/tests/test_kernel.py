@@ -7,6 +7,7 @@ installed; elsewhere it is skipped. `pytest plugins/transport_nvmeof/tests/test_
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import subprocess
@@ -148,6 +149,44 @@ def test_fio_finds_what_it_wrote(target: tuple[NvmeTcpFrontend, MemoryVolume]) -
             "--bs=16k", "--direct=1", "--ioengine=libaio", "--iodepth=16", "--verify=crc32c",
             "--verify_fatal=1", "--verify_state_save=0",
         )  # fmt: skip
+
+
+def test_nvme_cli_reads_what_a_controller_tells_and_its_commands_do_what_they_say(
+    target: tuple[NvmeTcpFrontend, MemoryVolume], tmp_path: Path
+) -> None:
+    frontend, volume = target
+    with attached(frontend) as device:
+        told = json.loads(run("nvme", "id-ctrl", device, "-o", "json"))
+        space = json.loads(run("nvme", "id-ns", device, "-o", "json"))
+        assert (told["subnqn"], space["nsze"] * 512) == (nqn_of("kernel"), SIZE)
+        assert space["nguid"] in run("nvme", "ns-descs", device).replace("-", "")
+        for log in ("error", "fw", "changed-ns-list", "effects", "ana", "smart"):
+            run("nvme", f"{log}-log", device)
+        assert "Asymmetric" in run("nvme", "supported-log-pages", device)
+        data = tmp_path / "data"
+        data.write_bytes(os.urandom(4096))
+        run("dd", f"if={data}", f"of={device}", "bs=4k", "count=1", "oflag=direct")
+        run("nvme", "flush", device)
+        compare = ("nvme", "compare", device, "-s", "0", "-c", "7", "-z", "4096", "-d", str(data))
+        run(*compare)
+        run("nvme", "write-zeroes", device, "-s", "0", "-c", "0")
+        run("nvme", "dsm", device, "--ad", "-s", "4", "-b", "4")
+        assert volume.read(0, 4096) == bytes(512) + data.read_bytes()[512:2048] + bytes(2048)
+        with pytest.raises(AssertionError, match=r"(?i)compare"):
+            run(*compare)
+        assert json.loads(run("nvme", "error-log", device, "-e", "1", "-o", "json"))["errors"][0]
+
+
+def test_a_stock_host_reserves_a_volume_where_that_is_switched_on() -> None:
+    with serving(reservations=True) as (frontend, _), attached(frontend) as device:
+        run("nvme", "resv-register", device, "--nrkey=42", "--rrega=0")
+        run("nvme", "resv-acquire", device, "--crkey=42", "--rtype=1", "--racqa=0")
+        report = json.loads(run("nvme", "resv-report", device, "--eds", "-o", "json"))
+        assert (report["rtype"], report["regctl"]) == (1, 1)
+        run("nvme", "resv-release", device, "--crkey=42", "--rtype=1", "--rrela=0")
+        run("nvme", "resv-register", device, "--crkey=42", "--rrega=1")
+        report = json.loads(run("nvme", "resv-report", device, "--eds", "-o", "json"))
+        assert (report["rtype"], report["regctl"]) == (0, 0)
 
 
 @pytest.mark.parametrize("kind", ["sha256", "sha384", "sha512"])
