@@ -11,12 +11,9 @@ from attrs import define
 
 from holdfast.model import CopyState, GroupRecord
 from holdfast.sync import membership
-from holdfast.sync.context import BUSY_TICK_S, IDLE_TICK_S, Context
+from holdfast.sync.context import BUSY_TICK_S, IDLE_TICK_S, REST_TICK_S, Context
 from holdfast.sync.events import Instant, Note
 from holdfast.sync.replica import ReplicaRole
-
-LOOK_S = 2.5
-"""A copy that could stand looks at the silence of its primary at least this often."""
 
 
 @define
@@ -83,4 +80,4 @@ class Candidacy:
         mine = self.ctx.me
         if mine is None or mine.state is not CopyState.IN_SYNC:
             return IDLE_TICK_S
-        return max(BUSY_TICK_S, min(self.stand_at() - now.mono, LOOK_S))
+        return max(BUSY_TICK_S, min(self.stand_at() - now.mono, REST_TICK_S))

@@ -50,6 +50,8 @@ BUSY_TICK_S = 0.05
 """How soon a member looks again at what sends no event, while it waits for something."""
 IDLE_TICK_S = 0.5
 """And while it waits for nothing."""
+REST_TICK_S = 2.5
+"""And while it watches the silence of another copy at most."""
 _CHUNK_SHIFT = CHUNK_BYTES.bit_length() - 1
 MAP_TAG_BYTES = 8
 

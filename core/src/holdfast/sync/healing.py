@@ -104,6 +104,19 @@ class Healing:
             self.wanted_nodes.add(target)
             self.moves[source] = self._targets[source] = target
 
+    @property
+    def is_content(self) -> bool:
+        """Whether the record is all that is declared, and time alone will not ask for another."""
+        record, spec = self.ctx.record, self.ctx.spec
+        return (
+            len(record.members) == 1 + spec.replicas
+            and all(m.state is CopyState.IN_SYNC and not m.leaving for m in record.members)
+            and record.grace_started_at is None
+            and self.verdict is not None
+            and self.verdict.deadline is None
+            and not (self.evicted or self.wanted_nodes or self.moves or self.called_off)
+        )
+
     def desired(self, now: Instant, out: list[Effect]) -> GroupRecord:
         """Return the record that the present state asks for; the one in force when all is well."""
         record = self.ctx.record

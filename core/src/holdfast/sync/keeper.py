@@ -227,10 +227,7 @@ class Keeper:
         timing = ctx.peers.timing
         member = ctx.record.find(leg.copy)
         if leg.in_sync:
-            silent_since = max(
-                ctx.peers.answered_at(leg.node, ctx.record.volume), leg.required_since
-            )
-            if now.mono - silent_since > timing.lease_s:
+            if now.mono - leg.silent_since(ctx.peers, ctx.record.volume) > timing.lease_s:
                 self._fault(leg, FaultReason.LINK_LOST, "its node answers no heartbeat")
                 return
             if member is not None and member.suspect:

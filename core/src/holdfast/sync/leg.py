@@ -17,7 +17,8 @@ from holdfast.model import CopyState
 from holdfast.sync.bitmap import Bitmap
 from holdfast.sync.delta import SyncJob, mark_extents
 from holdfast.sync.events import CloseLink, Effect, LinkId, Send
-from holdfast.units import MIB, CopyId, Epoch, NodeName
+from holdfast.sync.peers import Peers
+from holdfast.units import MIB, CopyId, Epoch, NodeName, VolumeId
 from holdfast.units import Sequence as Position
 
 WINDOW_BYTES = 32 * MIB
@@ -210,6 +211,10 @@ class Leg:
         self.unacked = deque(Batch(change.epoch, b.first, b.commit, b.ops) for b in self.unacked)
         if self.phase in {Phase.READY, Phase.STREAMING} and self.link is not None:
             out.append(Send(self.link, (change,)))
+
+    def silent_since(self, peers: Peers, volume: VolumeId) -> float:
+        """Return since when the copy's node has answered no heartbeat; monotonic."""
+        return max(peers.answered_at(self.node, volume), self.required_since)
 
     def close(self, why: str, out: list[Effect]) -> None:
         """Close the link, if any, and forget what belonged to it alone."""

@@ -24,7 +24,7 @@ from holdfast.messages import (
 from holdfast.model import GroupRecord
 from holdfast.sync import events as ev
 from holdfast.sync import growth, membership, reading
-from holdfast.sync.context import BUSY_TICK_S, IDLE_TICK_S
+from holdfast.sync.context import BUSY_TICK_S, IDLE_TICK_S, REST_TICK_S
 from holdfast.sync.events import Effect, Event, Instant, LinkId
 from holdfast.sync.leg import Phase
 from holdfast.sync.roles import Role, Roles
@@ -125,6 +125,8 @@ class GroupMember(Roles):
                 out.append(ev.SendReplies(link, [Reply(r.id, errno.EPERM) for r in denied]))
                 requests = [r for r in requests if r.kind in _READING]
         self.primary.on_requests(link, requests, now, out)
+        if self._next_tick > now.mono + IDLE_TICK_S and not self.primary.idle:
+            self._next_tick = now.mono + BUSY_TICK_S
 
     def _on_progress(self, now: Instant, out: list[Effect]) -> None:
         if self.primary is not None:
@@ -351,6 +353,29 @@ class GroupMember(Roles):
     def _tick_after(self, now: Instant) -> float:
         if self.departure.under_way or self.role is Role.CANDIDATE:
             return BUSY_TICK_S
-        if self.keeper is not None:
-            return self.keeper.tick_after(now)
-        return self.candidacy.tick_after(now)
+        if self.keeper is None:
+            return self.candidacy.tick_after(now)
+        after = self.keeper.tick_after(now)
+        if after == IDLE_TICK_S and self._rests:
+            return max(BUSY_TICK_S, min(self._silent_at() - now.mono, REST_TICK_S))
+        return after
+
+    @property
+    def _rests(self) -> bool:
+        """Whether nothing but a copy's silence, or an event, can give this primary work to do."""
+        ctx = self.ctx
+        return (
+            self.healing is not None
+            and self.healing.is_content
+            and self.asking.is_idle
+            and not ctx.disk.marked
+            and ctx.size_bytes == ctx.spec.size_bytes
+        )
+
+    def _silent_at(self) -> float:
+        """Return the monotonic time before which no copy can have been silent for too long (R12)."""
+        assert self.primary is not None
+        peers, volume = self.ctx.peers, self.ctx.record.volume
+        legs = self.primary.legs.values()
+        since = (leg.silent_since(peers, volume) for leg in legs if leg.in_sync)
+        return min(since, default=float("inf")) + peers.timing.lease_s
