@@ -16,7 +16,7 @@ import pytest
 
 from holdfast.node import supervisor
 from holdfast.node.local_cluster import LocalCluster
-from holdfast.node.processes import is_alive, wait_until
+from holdfast.node.processes import ask_for_stacks, is_alive, wait_until
 
 pytestmark = pytest.mark.alone
 
@@ -110,6 +110,9 @@ def test_a_killed_node_is_seen_as_stopped_and_started_again(
     node = running.node("n1")
     pid = node.pid
     assert pid is not None
+    assert ask_for_stacks(pid)
+    assert wait_until(lambda: "The event loop turns and has" in node.log.read_text(), 60)
+    assert "Current thread" in node.log.read_text()
     os.kill(pid, signal.SIGKILL)
     assert wait_until(lambda: not is_alive(pid), 5)
     # What a crash leaves behind is in nobody's way.
@@ -119,6 +122,7 @@ def test_a_killed_node_is_seen_as_stopped_and_started_again(
     assert holdfast("volume", "list").code == 0
     assert holdfast("up", "--detach").code == 0
     assert node.pid not in {None, pid}
+    assert "The process before this one was killed" in node.log.read_text()
 
 
 def test_a_frozen_node_is_told_apart_and_still_stopped(

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections import deque
@@ -23,13 +24,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import attrs
-from tests.harness.waiting import wait_until
+from tests.harness.waiting import WaitedInVainError, wait_until
 
 from holdfast.errors import HoldfastError, UnavailableError
 from holdfast.node import supervisor
 from holdfast.node.local_cluster import LocalCluster, LocalNode
 from holdfast.node.ports import choosing, free_port
-from holdfast.node.processes import is_alive, send, wait_gone
+from holdfast.node.processes import ask_for_stacks, is_alive, send, wait_gone
 
 Json = dict[str, Any]
 COMMAND_TIMEOUT_S = 300.0
@@ -312,11 +313,42 @@ class RunningCluster:
         assert not left, f"processes {left} outlived SIGKILL"
 
     def show_logs(self) -> None:
-        """Print the end of each node's log, for whoever reads the failure."""
+        """Print the end of each node's log and what it is at, for whoever reads the failure.
+
+        A silent node may be dead, stuck or waiting; so each is asked for the stacks of its threads
+        and tasks, and the store for the group records, which say who may take over.
+        """
+        asked = {node.name: self._ask(node) for node in self._nodes()}
         for node in self._nodes():
-            sys.stdout.write(f"--- {node.log}\n")
-            with contextlib.suppress(OSError), node.log.open(errors="replace") as file:
-                sys.stdout.write("".join(deque(file, maxlen=LOG_LINES)))
+            pid, told = asked[node.name]
+            state = "no process" if pid is None else f"process {pid}, {_state(pid)}"
+            sys.stdout.write(f"--- {node.log}: {state}\n")
+            with contextlib.suppress(OSError), node.log.open("rb") as file:
+                if pid is not None:
+                    with contextlib.suppress(WaitedInVainError):
+                        wait_until(lambda n=node, t=told: _has_told(n, t), 1, "its stacks")  # type: ignore[misc]
+                before = deque(file.read(told).splitlines(keepends=True), maxlen=LOG_LINES)
+                for line in (*before, *file):
+                    sys.stdout.write(line.decode(errors="replace"))
+        with contextlib.suppress(OSError, sqlite3.Error), self._state() as db:
+            for key, value in db.execute("SELECT key, value FROM entry WHERE key LIKE 'group/%'"):
+                sys.stdout.write(f"--- {key}: {value.decode()}\n")
+
+    @staticmethod
+    def _ask(node: LocalNode) -> tuple[int | None, int]:
+        """Have a node tell its stacks; return its process and where in its log they begin."""
+        pid = node.pid
+        size = node.log.stat().st_size if node.log.exists() else 0
+        if pid is not None:
+            ask_for_stacks(pid)
+        return pid, size
+
+    @contextlib.contextmanager
+    def _state(self) -> Iterator[sqlite3.Connection]:
+        """Read the state store's file beside its nodes."""
+        path = LocalCluster.open(self.dir).state_db
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            yield db
 
     def _make(self) -> None:
         """Make the cluster's files, with ports that no other cluster of this machine begins with.
@@ -358,8 +390,20 @@ class RunningCluster:
 
 
 def _is_frozen(pid: int) -> bool:
+    return _state(pid) in {"T", "gone"}
+
+
+def _state(pid: int) -> str:
+    """Return the letter that the kernel has for what a process does; source: proc_pid_stat(5)."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return True
-    return stat.rpartition(")")[2].split()[0] == "T"
+        return "gone"
+    return stat.rpartition(")")[2].split()[0]
+
+
+def _has_told(node: LocalNode, since: int) -> bool:
+    """Whether a node's loop has told its tasks, which come last."""
+    with node.log.open("rb") as file:
+        file.seek(since)
+        return b"The event loop turns" in file.read()

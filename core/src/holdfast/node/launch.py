@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from holdfast.errors import UnavailableError, UsageError
 from holdfast.kernel.config import load_config
-from holdfast.node.processes import write_pid
-from holdfast.node.running import run_node
+from holdfast.node.processes import read_pid, write_pid
+from holdfast.node.running import run_node, set_up_logging
+
+_log = logging.getLogger("holdfast.node")
 
 
 def launch(config: Path, pid_file: Path | None) -> int:
@@ -26,8 +29,11 @@ def launch(config: Path, pid_file: Path | None) -> int:
             hint="Start the node without -O, and without PYTHONOPTIMIZE in its environment.",
         )
     loaded = load_config(config)
+    set_up_logging(loaded)
     if pid_file is None:
         return run_node(loaded)
+    if pid_file.exists() and read_pid(pid_file, argument=str(config)) is None:
+        _log.warning("The process before this one was killed, or its machine went down.")
     try:
         write_pid(pid_file)
     except OSError as error:

@@ -67,6 +67,27 @@ def send(pid: int, what: signal.Signals) -> None:
         os.kill(pid, what)
 
 
+def ask_for_stacks(pid: int) -> bool:
+    """Have a node's processes say in its log what their threads and tasks are at.
+
+    Returns:
+        Whether `pid` takes the signal by now; it would end one that is only starting.
+    """
+    with contextlib.suppress(OSError):
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+        for child in children.split():
+            ask_for_stacks(int(child))
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    caught = next((int(t[7:], 16) for t in status.splitlines() if t.startswith("SigCgt:")), 0)
+    if not caught >> (signal.SIGUSR1 - 1) & 1:
+        return False
+    send(pid, signal.SIGUSR1)
+    return True
+
+
 def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
     """Return whether `condition` came true within `timeout_s`."""
     deadline = time.monotonic() + timeout_s

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import attrs
@@ -21,7 +22,14 @@ import attrs
 from holdfast.errors import HoldfastError, UnavailableError
 from holdfast.node.control_errors import from_json
 from holdfast.node.local_cluster import LocalNode, check_ports, names_text
-from holdfast.node.processes import POLL_S, is_alive, send, wait_gone
+from holdfast.node.processes import (
+    POLL_S,
+    ask_for_stacks,
+    is_alive,
+    send,
+    wait_gone,
+    wait_until,
+)
 
 START_TIMEOUT_S = 120.0
 """Generous: a node starts in half a second, but on a busy machine it took more than 30 s, and to end
@@ -30,6 +38,8 @@ STOP_TIMEOUT_S = 15.0
 """For a clean stop: hand primaries over, flush, close."""
 TERM_TIMEOUT_S = 5.0
 """For a process that ignored the control API, after SIGTERM."""
+STACKS_TIMEOUT_S = 0.5
+"""For a process that is about to be killed to say what it is at."""
 
 
 @attrs.frozen
@@ -63,7 +73,9 @@ def start(nodes: Sequence[LocalNode]) -> list[str]:
     except BaseException:
         for launch in launched:
             send(launch.process.pid, signal.SIGTERM)
-        for pid in wait_gone([launch.process.pid for launch in launched], TERM_TIMEOUT_S):
+        left = {launch.process.pid: launch.node for launch in launched}
+        for pid in wait_gone(left, TERM_TIMEOUT_S):
+            _tell_of_kill(left[pid], pid)
             send(pid, signal.SIGKILL)
         raise
     finally:
@@ -110,12 +122,28 @@ def stop(
         (signal.SIGTERM, TERM_TIMEOUT_S, "terminated"),
         (signal.SIGKILL, TERM_TIMEOUT_S, "killed"),
     ):
-        for pid in left:
+        for pid, node in left.items():
+            if what is signal.SIGKILL:
+                _tell_of_kill(node, pid)
             send(pid, what)
             # One that was stopped (SIGSTOP) takes a signal only once it goes on.
             send(pid, signal.SIGCONT)
         gone(wait_gone(left, timeout_s), how)
     return sorted(stopped, key=lambda outcome: outcome.name)
+
+
+def _tell_of_kill(node: LocalNode, pid: int) -> None:
+    """Put into a node's log what it was at when it was killed, which it cannot say afterwards."""
+    with contextlib.suppress(OSError):
+        size = node.log.stat().st_size
+        if ask_for_stacks(pid):
+            wait_until(lambda: node.log.stat().st_size > size, STACKS_TIMEOUT_S)
+        event = (
+            f"Process {pid} of node {node.name} is killed: neither an order nor SIGTERM ended it."
+        )
+        line = {"timestamp": datetime.now(UTC).isoformat(), "level": "error", "event": event}
+        with node.log.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
 
 
 @attrs.frozen
@@ -127,7 +155,6 @@ class _Launch:
 
 
 def _launch(node: LocalNode) -> _Launch:
-    node.pid_file.unlink(missing_ok=True)
     with node.log.open("ab") as log:
         # -P: the folder that the node runs in is not a place to import from.
         program = [sys.executable, "-P", "-m", "holdfast.node", "--config", str(node.config)]
@@ -156,6 +183,9 @@ def _wait_ready(nodes: Sequence[LocalNode], launched: Sequence[_Launch]) -> None
             if launch is not None and launch.process.poll() is not None:
                 raise _failure(launch)
         if time.monotonic() > deadline:
+            for node in waiting:
+                if (pid := node.pid) is not None:
+                    ask_for_stacks(pid)
             raise UnavailableError(
                 f"Not ready within {START_TIMEOUT_S:g} s: {names_text([n.name for n in waiting])}.",
                 hint=f"See the log {waiting[0].log}.",

@@ -31,6 +31,7 @@ from holdfast.kernel.config import Config
 from holdfast.node.channel import Channel
 from holdfast.node.control_client import ControlClient
 from holdfast.node.data_directories import unusable
+from holdfast.node.processes import ask_for_stacks
 
 START_TIMEOUT_S = 30.0
 RESTART_S = (0.0, 0.5, 1.0, 2.0, 5.0)
@@ -38,6 +39,8 @@ RESTART_S = (0.0, 0.5, 1.0, 2.0, 5.0)
 YOUNG_S = 10.0
 STOP_TIMEOUT_S = 11.0
 """A worker's own patience with its copies, and a little."""
+STACKS_S = 0.2
+"""For a worker that is about to be killed to say what it is at."""
 LOCK_TIMEOUT_S = 5.0
 """How long a start waits for the processes of the one before to be gone; killed ones are at once."""
 _log = logging.getLogger("holdfast.node")
@@ -262,6 +265,9 @@ class Workers:
             left_s = max(0.0, give_up - asyncio.get_running_loop().time())
             with contextlib.suppress(subprocess.TimeoutExpired):
                 await asyncio.to_thread(child.wait, left_s)
+            if child.poll() is None and ask_for_stacks(child.pid):
+                _log.error("Worker %d does not stop and is killed.", worker.index)
+                await asyncio.sleep(STACKS_S)
             child.kill()
             await asyncio.to_thread(child.wait)
             if worker.channel is not None:
