@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import attrs
 from core.tests.groups import VOLUME, Group
 
@@ -131,3 +133,41 @@ def test_a_primary_that_reaches_the_store_and_no_copy_goes_on_alone_and_says_so(
     group.until_healthy()
     assert bytes(far.read(0).data) == b"b" * BLOCK_BYTES
     assert not any("alone" in sentence for sentence in group.explain()["why"])
+
+
+def test_a_copy_joins_only_when_its_disk_has_what_was_flushed_without_it() -> None:
+    """Its own last flush was behind: after a loss of power of all of them it might be promoted."""
+    group = Group(2)
+    primary, (replica, _) = group.primary_node, group.replica_nodes
+    attached = group.attach(primary)
+    group.kill(replica)
+    group.until(lambda: len(group.record.in_sync) == 2, "drop")
+    group.start(replica)
+    copy = group.record.on_node(replica)
+    role = member_of(group, primary).primary
+    assert copy is not None
+    assert role is not None
+
+    def step_until(condition: Callable[[], object]) -> None:
+        limit = group.world.now + 30.0
+        while not condition():
+            assert group.world.now < limit
+            group.world.step()
+
+    leg = role.legs[copy.copy]
+    step_until(lambda: leg.job is not None and leg.job.flush_at is not None)
+    process = group.world.machines[replica].process
+    assert process is not None
+    pump = process.pumps[VOLUME]
+    pump.stalled_until = group.world.now + 1.0
+    assert attached.write(0, b"b") == 0
+    assert attached.answer(attached.ask(RequestKind.FLUSH)).errno == 0
+    assert leg.job is not None
+    flush_at = leg.job.flush_at
+    assert flush_at is not None
+    assert role.durable > flush_at
+    step_until(lambda: pump.member.ctx.disk.durable >= flush_at)
+    pump.stalled_until = group.world.now + 2.0
+    group.until(lambda: copy.copy in group.record.in_sync, "join")
+    assert pump.disk.stable[0] == b"b" * BLOCK_BYTES
+    group.until_healthy()

@@ -149,6 +149,7 @@ class Healing:
             for leg in self.primary.legs.values()
             if leg.joining
             and leg.fault is None
+            and leg.has_on_disk(self.primary.durable)
             and self.ctx.peers.valid_until(leg.node, record.volume) > now.mono
             and (member := record.find(leg.copy)) is not None
             and member.state is CopyState.SYNCING

@@ -229,6 +229,10 @@ class Leg:
         self.phase = Phase.CLOSED
         self.identity = None
 
+    def has_on_disk(self, flushed: Position) -> bool:
+        """Whether the copy has, too, what was flushed while acknowledgements did not need it (I4)."""
+        return self.durable >= flushed
+
     def missed(self, size_bytes: int) -> Bitmap | None:
         """Return what the copy lacks of its sync and of what was sent to it; None: not known."""
         if self.job is None or not self.job.counted:

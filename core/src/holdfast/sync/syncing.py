@@ -149,6 +149,10 @@ class Syncing:
         ctx.peers.grant(leg.node, ctx.record.volume, ctx.epoch)
         job.finished_at = now.mono
         self.primary.require()
+        if not leg.has_on_disk(self.primary.durable):
+            # Consumers have flushed meanwhile and were answered without this copy. It joins when it
+            # has that on disk: after a loss of power of all it might be the one that is promoted.
+            self.primary.push_to(leg, [Op(OpKind.FLUSH, 0, 0)], now, out)
         ctx.note(
             "sync-done",
             f"The copy on {leg.node} was synced by {job.how} with "

@@ -7,7 +7,7 @@ what concerns a whole history is checked when the world has come to rest.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from attrs import define, field
@@ -20,8 +20,9 @@ from holdfast.sync.opening import regions_in_doubt
 from holdfast.sync.roles import Role
 from holdfast.testing.simulation import rot
 from holdfast.testing.simulation.disk import ZERO_BLOCK, CopyDisk
-from holdfast.testing.simulation.history import NEVER, VolumeHistory, value_of
+from holdfast.testing.simulation.history import value_of
 from holdfast.testing.simulation.rot import Damage
+from holdfast.testing.simulation.stable import is_older, not_kept
 from holdfast.units import BLOCK_BYTES, CHUNK_BYTES, REGION_BYTES, CopyId, NodeName, VolumeId
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class Invariants:
             have = value_of(disk.cache.get(block, ZERO_BLOCK))
             if have == value or not isinstance(have, int) or block in disk.rotted:
                 continue
-            if _is_older(history, block, have, start):
+            if is_older(history, block, have, start):
                 raise Violation(
                     "I1",
                     f"a write of {value} to block {block} of {volume} is acknowledged in epoch "
@@ -163,31 +164,17 @@ class Invariants:
 
     def _flushed(self, volume: VolumeId, record: GroupRecord, request_id: int) -> None:
         """I4: what was acknowledged before a flush is stable in every in-sync copy after it."""
-        history = self.world.history.of(volume)
         asked = self.world.flush_starts.get(request_id)
-        if asked is None:
-            return
-        newest_loss = max(history.losses, default=-1)
-        for node, disk in self.in_sync_disks(record):
-            if disk.tainted or disk.rotten:
-                continue
-            # A block that was damaged and written since may have nothing but damage on the platters.
-            sick = self.damage.ever.get(volume, set())
-            for block in {number for number, _ in disk.log}:
-                if block // _BLOCKS_PER_CHUNK in sick:
-                    continue
-                newest = -1
-                for access in history.blocks.get(block, ()):
-                    if access.is_write and access.end < asked and access.end > newest_loss:
-                        newest = max(newest, access.start)
-                have = value_of(disk.stable.get(block, ZERO_BLOCK))
-                if newest >= 0 and isinstance(have, int):
-                    if _is_older(history, block, have, newest):
-                        raise Violation(
-                            "I4",
-                            f"a flush of {volume} is acknowledged, but the copy on {node} has an "
-                            f"older value {have} of block {block} on stable storage",
-                        )
+        if asked is not None:
+            self._are_stable(volume, self.in_sync_disks(record), asked, "is acknowledged")
+
+    def _are_stable(
+        self, volume: VolumeId, disks: Iterable[tuple[NodeName, CopyDisk]], asked: int, what: str
+    ) -> None:
+        sick = self.damage.ever.get(volume, set())
+        lacks = not_kept(self.world.history.of(volume), disks, asked, sick)
+        if lacks is not None:
+            raise Violation("I4", f"a flush of {volume} {what}, but {lacks}")
 
     def on_grown(self, pump: Pump) -> None:
         """A primary has grown and serves the new size: every in-sync copy has grown before it."""
@@ -265,6 +252,10 @@ class Invariants:
                 if pump is not None and pump.member.replica.synced:
                     disk.tainted = False
                 self.world.trace("joined", node, record.volume)
+                # After a loss of power of them all it may be this one that is promoted.
+                flushes = self.world.history.of(record.volume).flushes
+                asked = max((start for start, _ in flushes), default=-1)
+                self._are_stable(record.volume, [(node, disk)], asked, "is older than the join")
         if joined:
             self.checkpoint()
         if before.access is Access.READ_ONLY and record.access is Access.READ_WRITE:
@@ -432,14 +423,6 @@ class Invariants:
             error = self.world.history.check(volume)
             if error is not None:
                 raise Violation("I5", f"{volume}: {error}")
-
-
-def _is_older(history: VolumeHistory, block: int, have: int, start: int) -> bool:
-    """Return whether the value `have` was certainly overwritten before `start`."""
-    if have == 0:
-        return block not in history.zeroed
-    writer = history.writers.get(have)
-    return writer is not None and writer.end != NEVER and writer.end < start
 
 
 def _differences(one: CopyDisk, other: CopyDisk) -> list[int]:
