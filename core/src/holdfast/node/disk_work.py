@@ -43,6 +43,15 @@ _new = tuple.__new__  # Half the cost of calling the named tuple.
 _monotonic = time.monotonic
 
 
+def unexpected(error: BaseException) -> CopyError:
+    """Return what it means for a copy when its work ends in an error that nobody has foreseen."""
+    return CopyError(
+        f"Something unexpected happened to the copy: {type(error).__name__}: {error}.",
+        reason=FaultReason.IO_ERROR,
+        hint="The node's log has the details; please report them.",
+    )
+
+
 class _SlowRead:
     """Reads of consumers that a thread is at."""
 
@@ -325,10 +334,9 @@ class DiskWork:
                 _ = future.cancelled() or future.exception()
                 return
             error = future.exception()
-            if isinstance(error, CopyError):
-                self._fail(error)
-            elif error is not None:
-                raise error
+            if error is not None:
+                # Also what nobody has foreseen: what waits for this would wait for ever.
+                self._fail(error if isinstance(error, CopyError) else unexpected(error))
             else:
                 done(future.result())
 

@@ -18,7 +18,7 @@ from holdfast.errors import CopyError, HoldfastError, StateConflictError, StateE
 from holdfast.interfaces.copy import CopyStore
 from holdfast.messages import Attach, Message, Replies, Request
 from holdfast.model import GroupRecord, VolumeSpec
-from holdfast.node.disk_work import DiskWork
+from holdfast.node.disk_work import DiskWork, unexpected
 from holdfast.sync import events as ev
 from holdfast.sync.events import Event, Instant, LinkId
 from holdfast.sync.member import GroupMember
@@ -137,6 +137,8 @@ class Pump:
         self._last_link = 0
         self._inbox: deque[Event] = deque()
         self._stepping = False
+        self._broken = False
+        """A step met something unexpected; the member was told that its copy has failed."""
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._closed = False
@@ -190,12 +192,31 @@ class Pump:
                 now = _new(Instant, (_monotonic(), _wall()))
                 for effect in member.step(inbox.popleft(), now):
                     carry[type(effect)](effect)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the copy is the one to end.
+            self._stepping = False
+            self._break(error)
         finally:
             self._stepping = False
         if member.deadline < self._timer_at or self._timer is None:
             self._set_timer()
         if member.ctx.peers.changed:
             self.host.heard(self)
+
+    def _break(self, error: Exception) -> None:
+        """Take a copy for failed whose step came to no end.
+
+        Part of what was to be done is not done, and nobody knows which part. Acknowledgements are
+        cumulative: the next one would vouch for a write that was left out.
+        """
+        _log.error("A step of volume %s failed.", self.volume, exc_info=error)
+        self._inbox.clear()
+        if self.member.role is Role.FAILED:
+            return  # It speaks to nobody any more, and is opened anew soon.
+        if self._broken:
+            self.close()  # Not even that could be told.
+            return
+        self._broken = True
+        self._fail(unexpected(error))
 
     def lost(self, link: LinkId, sentence: str, *, gone: bool = False) -> None:
         """Tell the member that a link is gone."""

@@ -320,7 +320,7 @@ class NodeSession:
         self._attempt += 1
         if self._host.is_here(dial.node, self.spec.id):
             pump = self._host.local_pump(self.spec.id)
-            if pump is None:
+            if pump is None or pump.closed:
                 self._loop.call_soon(self.on_lost, self._attempt)
                 return
             link = _LocalLink(pump, self)
