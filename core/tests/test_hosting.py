@@ -5,18 +5,28 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
-from holdfast.errors import ConfigError, CopyError, FaultReason, UnavailableError
+from holdfast.errors import ConfigError, ConflictError, CopyError, FaultReason, UnavailableError
 from holdfast.kernel.hooks import load_hooks
 from holdfast.local.copy.superblock import SLOT_BYTES, SuperblockFile
 from holdfast.local.copy_store import FileCopyStore, open_copy
 from holdfast.local.memory_state import MemoryStateDriver, MemoryStateOptions
+from holdfast.messages import (
+    Message,
+    Replies,
+    Request,
+    RequestKind,
+    Requests,
+    SessionOpen,
+    SessionOpened,
+)
 from holdfast.model import CopyState, GroupRecord, Member, VolumeSpec
 from holdfast.node import eventlog, hosting, verifying
 from holdfast.node.data_directories import COPIES, DataDirectories
@@ -26,6 +36,7 @@ from holdfast.node.hosting import Hosting
 from holdfast.node.observing import Observing
 from holdfast.node.tasks import Tasks
 from holdfast.node.workers import lock_data
+from holdfast.sync import events as ev
 from holdfast.sync.pace import PaceLimits
 from holdfast.sync.peers import Peers
 from holdfast.testing.faulty_state import FaultyStateStore
@@ -132,7 +143,7 @@ async def test_a_copy_that_cannot_be_opened_anew_at_once_is_tried_again(
 def made_in(directories: DataDirectories, copy: str) -> FileCopyStore:
     spec = VolumeSpec(VOLUME, "v1", MIB, 0, policy="alwayson", hash_key="ab" * 32)
     member = Member(CopyId(copy), NODE, CopyState.OFFLINE)
-    return directories.make(spec, member, CopyState.OFFLINE)[0]
+    return directories.make(spec, member, CopyState.OFFLINE, Epoch(1))[0]
 
 
 async def test_a_copy_of_which_nobody_can_say_what_it_is_makes_room_and_keeps_its_files(
@@ -168,7 +179,7 @@ async def test_a_superseded_copy_that_was_replaced_takes_nothing_of_the_newer_on
         await made._close_store(older)
         del made.pumps[VOLUME]
         await made._open_listed(newer)
-        await made._remove(older)
+        await made._look_again(older)
         assert made._paths[VOLUME] == newer
         assert newer.exists()
         assert not made.pumps[VOLUME].closed
@@ -237,3 +248,105 @@ async def test_events_on_a_disk_that_stalls_hold_nobody(
     monkeypatch.undo()
     answers.set()
     assert [event["sentence"] for event in await log.read(VOLUME)] == ["It was made."]
+
+
+@pytest.mark.parametrize("is_proved", [False, True])
+async def test_a_copy_goes_only_when_the_store_proves_that_its_volume_is_gone(
+    is_proved: bool, tmp_path: Path
+) -> None:
+    """A store that has lost its records, or another one, proves nothing (decision 0008)."""
+    async with hosted(tmp_path) as (made, store, record):
+        made.on_group(VOLUME, record, 1)
+        await is_primary(made)
+        pump, path = made.pumps[VOLUME], made._paths[VOLUME]
+        if is_proved:
+            await store.compare_and_set(f"deleted/{VOLUME}", b"v1", None)
+        entry = await store.get(f"group/{VOLUME}")
+        assert entry is not None
+        await store.compare_and_set(f"group/{VOLUME}", None, entry.version)
+        pump._read_record(ev.ReadRecord())
+        await until(lambda: VOLUME not in made.pumps)
+        await until(lambda: not path.exists() or path in made.orphans)
+        assert path.exists() is not is_proved
+
+
+async def test_a_copy_that_knows_more_than_the_store_is_deleted_for_no_other(
+    tmp_path: Path,
+) -> None:
+    directories = DataDirectories([tmp_path], "c1")
+    assert directories.copies() == []
+    store = made_in(directories, "c1")
+    store.save(attrs.evolve(store.superblock, epoch=Epoch(7)))
+    store.close()
+    with pytest.raises(ConflictError, match="epoch 7"):
+        made_in(directories, "c2")
+    store = made_in(directories, "c1")
+    assert not store.fresh
+    store.close()
+    directories.close()
+
+
+class Outlet:
+    """A consumer's end of a link."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.is_closed = False
+
+    def send(self, messages: Sequence[Message]) -> None:
+        self.messages.extend(messages)
+
+    def close(self, reason: str = "") -> None:
+        self.is_closed = True
+
+    def of(self, kind: type[Message]) -> list[Any]:
+        return [message for message in self.messages if isinstance(message, kind)]
+
+
+@pytest.mark.parametrize("broken", ["apply", "flush"])
+async def test_what_was_left_undone_is_not_vouched_for_by_what_comes_behind_it(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Acknowledgements are cumulative, so a copy whose work broke off must not go on."""
+    async with hosted(tmp_path) as (made, _, record):
+        made.on_group(VOLUME, record, 1)
+        await is_primary(made)
+        pump, outlet = made.pumps[VOLUME], Outlet()
+        link = pump.accept(outlet)
+        hello = SessionOpen(
+            cluster="c1",
+            volume=VOLUME,
+            node=NODE,
+            session="s1",
+            process="p1",
+            read_only=False,
+            force=False,
+            resume_generation=0,
+        )
+        pump.feed(ev.SessionLinked(link, hello))
+        await until(lambda: bool(outlet.of(SessionOpened)))
+        generation = outlet.of(SessionOpened)[0].generation
+
+        def ask(number: int, kind: RequestKind, data: bytes = b"") -> None:
+            request = Request(number, int(kind), 0, 0, len(data), data)
+            pump.feed(ev.Received(link, (Requests(generation, (request,)),)))
+
+        ask(1, RequestKind.WRITE, b"a" * 4096)
+        await until(lambda: len(outlet.of(Replies)) == 1)
+        tries = itertools.count()
+        real = getattr(pump.store, broken)
+
+        def out_of_memory_once(*args: object) -> None:
+            if next(tries) == 0:
+                raise MemoryError
+            real(*args)
+
+        monkeypatch.setattr(pump.store, broken, out_of_memory_once)
+        ask(2, RequestKind.WRITE, b"b" * 4096)
+        ask(3, RequestKind.FLUSH)
+        ask(4, RequestKind.WRITE, b"c" * 4096)
+        await until(lambda: outlet.is_closed)
+        answered = {reply.id for replies in outlet.of(Replies) for reply in replies.replies}
+        assert answered.isdisjoint({2, 3, 4} if broken == "apply" else {3})
+        await until(lambda: made.pumps.get(VOLUME) not in {None, pump})
+        await is_primary(made)

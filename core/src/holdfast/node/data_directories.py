@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from holdfast.errors import ConfigError, IntegrityError
+from holdfast.errors import ConfigError, ConflictError, IntegrityError
+from holdfast.interfaces.copy import Superblock
 from holdfast.local.copy_store import (
     FileCopyStore,
     create_copy,
@@ -23,7 +24,7 @@ from holdfast.local.copy_store import (
 )
 from holdfast.local.host import Space, boot_id, space_of
 from holdfast.model import CopyState, Member, VolumeSpec
-from holdfast.units import VolumeId
+from holdfast.units import Epoch, VolumeId
 
 COPIES = "copies"
 """The directory below each data directory that has one directory a copy, named by its volume."""
@@ -65,14 +66,21 @@ class DataDirectories:
         return next((path for path in paths if path.exists()), None)
 
     def make(
-        self, spec: VolumeSpec, member: Member, state: CopyState
+        self, spec: VolumeSpec, member: Member, state: CopyState, epoch: Epoch
     ) -> tuple[FileCopyStore, Path]:
         """Return the copy that the record calls `member`, made empty where it is not there.
 
         Another copy of the volume makes room: there is one on a node, and the record names this one.
         One of which nobody can say any more what it is makes room as well, but its files are kept.
 
+        Args:
+            spec: The volume.
+            member: The copy.
+            state: What a new copy's superblock is to say.
+            epoch: Of the record.
+
         Raises:
+            ConflictError: Another copy is there that knows more than the record.
             HoldfastError: As `open_copy`, `create_copy` and `delete_copy`.
         """
         while (path := self.find(spec.id)) is not None:
@@ -85,7 +93,7 @@ class DataDirectories:
                 continue
             if found.copy == member.copy:
                 return open_copy(path, boot=boot_id()), path
-            delete_copy(path)
+            delete_superseded(path, found, epoch)
         root = max(self.roots, key=lambda path: space_of(path).free_bytes)
         path = root / COPIES / spec.id
         store = create_copy(
@@ -121,6 +129,23 @@ def unusable(path: Path, error: OSError) -> ConfigError:
         f"The data directory {path} cannot be used: {error.strerror or error}.",
         hint="Create it, make it writable, or name another under [node] data.",
     )
+
+
+def delete_superseded(path: Path, found: Superblock, epoch: Epoch) -> None:
+    """Delete the copy in `path`, which the group record, of `epoch`, does not name.
+
+    Raises:
+        ConflictError: The copy has seen a later epoch. The state store is behind it, as one that was
+            restored from a backup is, and proves nothing.
+        HoldfastError: As `delete_copy`.
+    """
+    if epoch < found.epoch:
+        raise ConflictError(
+            f"The copy in {path} knows epoch {found.epoch} of its group, the state store only epoch"
+            f" {epoch}.",
+            hint="Was the state store restored from a backup? This copy may be the newest, and stays.",
+        )
+    delete_copy(path)
 
 
 @contextlib.contextmanager

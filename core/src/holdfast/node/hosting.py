@@ -29,7 +29,11 @@ from holdfast.local.copy_store import FileCopyStore, delete_copy, open_copy, rea
 from holdfast.local.host import boot_id
 from holdfast.messages import Attach, Refused, SessionOpen
 from holdfast.model import CopyState, GroupRecord, VolumeSpec
-from holdfast.node.data_directories import DataDirectories, closed_on_failure
+from holdfast.node.data_directories import (
+    DataDirectories,
+    closed_on_failure,
+    delete_superseded,
+)
 from holdfast.node.directory import Directory
 from holdfast.node.eventlog import EventLog
 from holdfast.node.observing import Observing
@@ -140,13 +144,13 @@ class Hosting:
         self._heard()
 
     def removed(self, pump: Pump) -> None:
-        """Close a superseded copy and delete its data."""
-        self._spawn(self._remove(pump))
+        """Close a copy that is said to be superseded; its data goes if the store proves it."""
+        self._spawn(self._look_again(pump))
 
     def failed(self, pump: Pump) -> None:
         """Let a failed disk rest, then open the copy anew."""
         if not self._stopping:
-            self._spawn(self._reopen(pump))
+            self._spawn(self._look_again(pump, after_s=REOPEN_S))
 
     # -- from the directory ------------------------------------------------------------------------
 
@@ -216,8 +220,8 @@ class Hosting:
                 self.orphans[path] = "The state store knows no volume with this id."
             return
         if record.find(superblock.copy) is None:
-            _log.info("The copy in %s is superseded and is deleted.", path)
-            await asyncio.to_thread(delete_copy, path)
+            await asyncio.to_thread(delete_superseded, path, superblock, record.epoch)
+            _log.info("The copy in %s was superseded and is deleted.", path)
             return
         if (spec := self.directory.specs.get(volume)) is None:
             self.orphans[path] = "The state store has no specification of its volume."
@@ -300,7 +304,9 @@ class Hosting:
                 await self._open_found(path)
             return
         mine = record.primary_member
-        store, made_in = await asyncio.to_thread(self.data.make, spec, mine, CopyState.IN_SYNC)
+        store, made_in = await asyncio.to_thread(
+            self.data.make, spec, mine, CopyState.IN_SYNC, record.epoch
+        )
         with closed_on_failure(store):
             incarnation = store.superblock.incarnation
             named = record.with_member(attrs.evolve(mine, incarnation=incarnation))
@@ -330,7 +336,7 @@ class Hosting:
     def accept_session(self, link: Link, hello: SessionOpen) -> LinkHandler | None:
         """Take a consumer's link, if the primary is here."""
         pump = self.pumps.get(hello.volume)
-        if pump is None or hello.cluster != self.cluster:
+        if pump is None or pump.closed or hello.cluster != self.cluster:
             link.send((Refused("not-primary", f"Node {self.name} has no copy of this volume."),))
             link.close("no copy here")
             return None
@@ -371,7 +377,9 @@ class Hosting:
                 older.close()
                 self.pumps.pop(hello.volume, None)
                 await self._close_store(older)
-            store, path = await asyncio.to_thread(self.data.make, spec, member, CopyState.OFFLINE)
+            store, path = await asyncio.to_thread(
+                self.data.make, spec, member, CopyState.OFFLINE, record.epoch
+            )
             with closed_on_failure(store):
                 self._start(store, path, record, version, spec)
         except HoldfastError as error:
@@ -380,20 +388,6 @@ class Hosting:
         return ""
 
     # -- removing ----------------------------------------------------------------------------------
-
-    async def _remove(self, pump: Pump) -> None:
-        async with self._lock(pump.volume):
-            pump.close()
-            if self.pumps.get(pump.volume, pump) is not pump:
-                return  # A newer copy was made in its place, and its data is gone with it.
-            self.pumps.pop(pump.volume, None)
-            path = self._paths.pop(pump.volume, None)
-            await self._close_store(pump)
-            if path is not None:
-                try:
-                    await asyncio.to_thread(delete_copy, path)
-                except HoldfastError as error:
-                    _log.error("The superseded copy in %s stays: %s", path, error)
 
     async def _check_deleted(self, volume: VolumeId) -> None:
         """A record has gone; the copy goes too if a tombstone proves that it was deleted."""
@@ -405,11 +399,12 @@ class Hosting:
         if pump is not None and entry is not None:
             pump.saw_record(None, 0)
 
-    async def _reopen(self, pump: Pump) -> None:
-        await asyncio.sleep(REOPEN_S)
+    async def _look_again(self, pump: Pump, *, after_s: float = 0.0) -> None:
+        """Close a copy, and do with its data what the store says: delete it, keep it, open it anew."""
+        await asyncio.sleep(after_s)
         async with self._lock(pump.volume):
             if self._stopping or self.pumps.get(pump.volume) is not pump:
-                return
+                return  # A newer copy may have been made in its place, and its data is gone with it.
             pump.close()
             del self.pumps[pump.volume]
             path = self._paths.pop(pump.volume)
