@@ -90,9 +90,10 @@ def test_pgbench_runs_through_a_killed_primary(
     cluster = start_cluster(nodes=4)
     cluster.create("db", "1GiB")
     node = cluster.bystanders("db")[0]
-    doctor = cluster.run("--json", "volume", "attach", "db", "--node", node)
-    if doctor.code:
-        pytest.skip(f"this machine cannot attach: {doctor.err}")
+    attached = cluster.run("volume", "attach", "db", "--node", node)
+    if attached.code and "cannot make block devices" in attached.err:
+        pytest.skip(attached.err)
+    assert attached.code == 0, attached.err
     cluster.do("volume", "detach", "db")
     with mounted(cluster, "db", node, tool) as folder:
         database = Database(folder, tool)

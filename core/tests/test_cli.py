@@ -105,6 +105,18 @@ def test_copies_are_promoted_moved_and_evicted(holdfast: Command) -> None:
     assert [c["node"] for c in evicted["copies"]] == ["n4", "n2"]
 
 
+def test_nodes_are_named_by_position_or_by_option(holdfast: Command) -> None:
+    holdfast("volume", "create", "db", "--size", "1GiB", "--replicas", "2")
+    assert "is on n2" in holdfast("volume", "promote", "db", "--node", "n2").out
+    assert "is moving to n4" in holdfast("volume", "move", "db", "--from", "n1", "--to", "n4").out
+    for at, word in enumerate(("n3", "--node=n3")):
+        holdfast("volume", "create", f"db{at}", "--size", "1GiB", "--replicas", "2")
+        evicted = holdfast("--json", "replica", "evict", f"db{at}", word).json
+        assert "n3" not in [c["node"] for c in evicted["copies"]]
+    for words in (["volume", "promote", "db"], ["volume", "move", "db", "n1", "--from", "n1"]):
+        assert holdfast(*words).code == 2
+
+
 def test_the_uri_is_that_of_the_node_asked_for_in_use_or_primary(
     holdfast: Command, service: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:

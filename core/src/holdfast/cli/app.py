@@ -34,6 +34,7 @@ from holdfast.cli import (
     plugin,
     simulate,
     volume,
+    volume_admin,
     whatif,
 )
 from holdfast.cli.context import Context
@@ -67,6 +68,7 @@ app = typer.Typer(
 cluster.add_to(app)
 explain.add_to(app)
 app.add_typer(volume.app)
+app.add_typer(volume_admin.replicas)
 app.add_typer(node.app)
 app.add_typer(drive.app)
 app.add_typer(plugin.app)

@@ -1,4 +1,7 @@
-"""`holdfast volume promote|move|evict|attach|detach`: what moves copies and makes devices."""
+"""`holdfast volume promote|move|evict|attach|detach`: what moves copies and makes devices.
+
+Nodes may be named by position or by option: `promote db n2` and `promote db --node n2` are the same.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,17 @@ from holdfast.units import format_size, parse_size
 RESIZE_PATIENCE_S = 30.0
 RESIZE_POLL_S = 0.1
 
+replicas = typer.Typer(
+    name="replica",
+    help="Take out copies of volumes; `volume move` moves them.",
+    no_args_is_help=True,
+)
+
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The volume's name.")]
+EvictedNode = Annotated[
+    str | None, typer.Argument(metavar="[NODE]", help="The node whose copy is to go.")
+]
+NodeOption = Annotated[str | None, typer.Option("--node", metavar="NODE", help="The same.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -34,7 +47,10 @@ def add_to(app: typer.Typer) -> None:
 def promote(
     ctx: typer.Context,
     name: Name,
-    node: Annotated[str, typer.Argument(metavar="NODE", help="Where the primary is to be.")],
+    node: Annotated[
+        str | None, typer.Argument(metavar="[NODE]", help="Where the primary is to be.")
+    ] = None,
+    node_option: NodeOption = None,
     force: Annotated[
         bool,
         typer.Option("--force", help="Though unflushed writes that another copy has may be lost."),
@@ -45,41 +61,51 @@ def promote(
     Consumers see a pause of some milliseconds. After a loss of power a copy waits for those that
     may have kept more than it has; when they will not come back, --force lets it go on without them.
     """
+    target = _said("NODE", node, "--node", node_option)
     context = here(ctx)
-    status = context.client().promote(name, node, force=force)
+    status = context.client().promote(name, target, force=force)
     _told(context, status, f"The primary of volume {name} is on {status['primary']}.")
 
 
 def move(
     ctx: typer.Context,
     name: Name,
-    source: Annotated[str, typer.Argument(metavar="FROM", help="The node that has a copy.")],
+    source: Annotated[
+        str | None, typer.Argument(metavar="[FROM]", help="The node that has a copy.")
+    ] = None,
     target: Annotated[
         str | None, typer.Argument(metavar="[TO]", help="The node that is to have it.")
     ] = None,
+    from_option: Annotated[
+        str | None, typer.Option("--from", metavar="NODE", help="As FROM.")
+    ] = None,
+    to_option: Annotated[str | None, typer.Option("--to", metavar="NODE", help="As TO.")] = None,
     call_off: Annotated[
         bool, typer.Option("--call-off", help="Leave the copy where it is after all.")
     ] = False,
 ) -> None:
     """Move a copy to another node: add and sync there first, then remove it here."""
-    if (target is None) is not call_off:
+    source = _said("FROM", source, "--from", from_option)
+    if (target is None and to_option is None) is not call_off:
         raise UsageError("Either a node to move to or --call-off is needed.")
-    if target == source:
-        raise UsageError(f"A copy cannot be moved from {source} to {source}.")
     context = here(ctx)
-    status = context.client().move(name, source, target or source)
-    if target is None:
+    if call_off:
+        status = context.client().move(name, source, source)
         _told(context, status, f"The copy of volume {name} on {source} stays there.")
         return
+    target = _said("TO", target, "--to", to_option)
+    if target == source:
+        raise UsageError(f"A copy cannot be moved from {source} to {source}.")
+    status = context.client().move(name, source, target)
     _told(context, status, f"The copy of volume {name} on {source} is moving to {target}.")
 
 
+@replicas.command()
 def evict(
-    ctx: typer.Context,
-    name: Name,
-    node: Annotated[str, typer.Argument(metavar="NODE", help="The node whose copy is to go.")],
+    ctx: typer.Context, name: Name, node: EvictedNode = None, node_option: NodeOption = None
 ) -> None:
     """Take a node's copy out of a volume for good; a replacement is made elsewhere."""
+    node = _said("NODE", node, "--node", node_option)
     context = here(ctx)
     status = context.client().evict(name, node)
     if any(copy["node"] == node for copy in status["copies"]):
@@ -225,6 +251,15 @@ def _attached(folder: Path) -> Json | None:
     except (OSError, ValueError):
         return None
     return record
+
+
+def _said(what: str, word: str | None, option: str, value: str | None) -> str:
+    """Return the node that was named, by position or by option; raises `UsageError` unless by one."""
+    named = [each for each in (word, value) if each is not None]
+    if len(named) != 1:
+        lack = f"and {option} are both given" if named else "is missing"
+        raise UsageError(f"{what} {lack}.", hint=f"Name the node once: {what}, or {option} NODE.")
+    return named[0]
 
 
 def _told(context: Context, status: Json, sentence: str) -> None:

@@ -32,7 +32,7 @@ class NodeOptions:
     name: str
     """What this node is called; unique in the cluster, and kept for good."""
     data: tuple[str, ...] = attrs.field(default=(), metadata={"path": True})
-    """Where copies are kept: each a directory or a block device."""
+    """Where copies are kept: each a directory, best on a file system of its own."""
     advertise: str = ""
     """Address, or address and port, at which other nodes reach this one; empty: where its transport
     listens."""
