@@ -14,7 +14,15 @@ from holdfast.errors import HoldfastError
 REPLICAS = 2
 
 
-NVME = '[transport]\ndriver = "nvme-tcp"\n[transport.nvme-tcp]\nport = 0\n'
+NVME = """
+[transport]
+driver = "nvme-tcp"
+[transport.nvme-tcp]
+listen = "127.0.0.1"
+port = 0
+"""
+TRANSPORTS = {"tcp": "", "nvme-tcp": NVME}
+"""What every node's configuration says of the transport, by its name."""
 
 
 @contextlib.contextmanager

@@ -15,6 +15,8 @@ from pathlib import Path
 from tests.harness.cluster import RunningCluster
 from tests.harness.faults import Fault, frozen, through
 
+from benchmarks.cluster import TRANSPORTS
+
 VOLUME = "db"
 FROZEN_S = 20.0
 GOALS_S = {"primary-killed": 6.0, "replica-killed": 2.0, "primary-frozen": 6.0}
@@ -55,7 +57,9 @@ FAULTS: dict[str, tuple[Callable[[RunningCluster], str], Callable[[str], Fault]]
 """Who, and what is done to it."""
 
 
-def measure(name: str, *, lead_s: float, after_s: float, size_mib: int, seed: int | None) -> str:
+def measure(
+    name: str, *, lead_s: float, after_s: float, size_mib: int, seed: int | None, transport: str
+) -> str:
     """Do one fault on a fresh cluster and return what to tell of it."""
     who, what = FAULTS[name]
 
@@ -65,7 +69,7 @@ def measure(name: str, *, lead_s: float, after_s: float, size_mib: int, seed: in
 
     with (
         tempfile.TemporaryDirectory(prefix="holdfast-faults-") as folder,
-        RunningCluster(Path(folder) / "cluster", nodes=4) as cluster,
+        RunningCluster(Path(folder) / "cluster", nodes=4, config=TRANSPORTS[transport]) as cluster,
     ):
         cluster.create(VOLUME, f"{size_mib}MiB")
         victim = who(cluster)
@@ -105,6 +109,7 @@ def main() -> None:
     add("--size", type=int, default=256, help="of the volume, in MiB (%(default)s)")
     add("--seed", type=int, help="of the writer (a new one)")
     add("--rounds", type=int, default=1, help="how often each (%(default)s)")
+    add("--transport", choices=TRANSPORTS, default="tcp", help="between nodes (%(default)s)")
     chosen = parser.parse_args()
     strangers = [name for name in chosen.faults if name not in FAULTS]
     if strangers:
@@ -116,6 +121,7 @@ def main() -> None:
             after_s=chosen.after,
             size_mib=chosen.size,
             seed=chosen.seed,
+            transport=chosen.transport,
         )
         print(f"{name}: {told}", flush=True)
 

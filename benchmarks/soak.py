@@ -31,6 +31,8 @@ from tests.harness.network import NetworkedCluster, can_make_networks
 from tests.harness.waiting import wait_until
 from tests.harness.writer import Books, Writer
 
+from benchmarks.cluster import TRANSPORTS
+
 NODES = 5
 SIZE_MIB = 32
 VOLUMES = ("v0", "v1", "v2")
@@ -175,7 +177,7 @@ class Soak:
 
 
 @contextlib.contextmanager
-def soaking(folder: Path, seed: int) -> Iterator[Soak]:
+def soaking(folder: Path, seed: int, transport: str = "tcp") -> Iterator[Soak]:
     """Start a cluster with its volumes; it ends with the context."""
     with contextlib.ExitStack() as stack:
         disks: dict[str, LoopDisk] = {}
@@ -186,7 +188,8 @@ def soaking(folder: Path, seed: int) -> Iterator[Soak]:
                 disks[node] = stack.enter_context(disk)
 
         made = NetworkedCluster if can_make_networks() else RunningCluster
-        with made(folder / "cluster", nodes=NODES, prepare=prepare) as cluster:
+        config = TRANSPORTS[transport]
+        with made(folder / "cluster", nodes=NODES, config=config, prepare=prepare) as cluster:
             for volume in VOLUMES:
                 cluster.create(volume, f"{SIZE_MIB}MiB")
             yield Soak(cluster, seed, disks)
@@ -202,6 +205,7 @@ def main() -> None:
     add("--rounds", type=int, default=None, help="end after so many rounds at the latest")
     add("--seed", type=int, default=None, help="of all choices (a new one)")
     add("--first", type=int, default=1, help="number of the first round (%(default)s)")
+    add("--transport", choices=TRANSPORTS, default="tcp", help="between nodes (%(default)s)")
     chosen = parser.parse_args()
     # As at the keyboard's interrupt, everything that was made is unmade.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -212,7 +216,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="holdfast-soak-"))
     number = chosen.first
     try:
-        with soaking(folder, seed) as soak:
+        with soaking(folder, seed, chosen.transport) as soak:
             while number <= last and time.monotonic() < end:
                 print(f"round {number}: {soak.round(number)}", flush=True)
                 number += 1

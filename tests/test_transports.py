@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 from collections.abc import Callable
 
@@ -11,10 +13,16 @@ from tests.harness.faults import through
 from tests.harness.nbd import Command, NbdConnection
 from tests.harness.waiting import wait_until
 
+from holdfast_transport_nvmeof.initiator import NvmeTcpHost
+from holdfast_transport_nvmeof.logpages import LogPage
+from holdfast_transport_nvmeof.namespace import AnaState
+
 Start = Callable[..., RunningCluster]
 MIB = 1 << 20
 FAILOVER_S_MAX = 6.0
+BESIDE_THE_WRITER = 32 * MIB
 BESIDE = '[transport]\nalso = ["nvme-tcp"]\n[transport.nvme-tcp]\nport = 0\n'
+FRONTEND = '[frontend.nvme-tcp]\nlisten = "127.0.0.1:0"\ndiscovery_listen = ""\n'
 ALONE = '[transport]\ndriver = "nvme-tcp"\n[transport.nvme-tcp]\nport = 0\n'
 
 
@@ -45,10 +53,31 @@ def survives_its_primary(cluster: RunningCluster) -> None:
     assert story.outcome.longest_pause_s <= FAILOVER_S_MAX, str(story)
 
 
+async def used_by_two_paths(*uris: str) -> list[int]:
+    """Write by the first path, read by the second one; return what each says that it is worth."""
+    worth = []
+    async with contextlib.AsyncExitStack() as stack:
+        for number, uri in enumerate(uris):
+            host = await NvmeTcpHost.connect_uri(uri, queues=2, digests=3, host_id=bytes(16))
+            stack.push_async_callback(host.aclose)
+            if number == 0:
+                await host.write(BESIDE_THE_WRITER, b"w" * MIB)
+            assert await host.read(BESIDE_THE_WRITER, MIB) == b"w" * MIB
+            page = await host.log_page(LogPage.ASYMMETRIC_NAMESPACE_ACCESS, 40)
+            worth.append(page[32])
+    return worth
+
+
 def test_a_volume_chooses_nvme_tcp_and_outlives_its_primary(start_cluster: Start) -> None:
-    cluster = start_cluster(nodes=4, config=BESIDE)
+    cluster = start_cluster(nodes=4, config=BESIDE + FRONTEND)
     made = cluster.create("db", "64MiB", "--transport", "nvme-tcp")
     assert made["transport"] == "nvme-tcp"
+    url = ("volume", "url", "db", "--frontend", "nvme-tcp", "--node")
+    nodes = (cluster.primary("db"), cluster.bystanders("db")[0])
+    paths = [cluster.do(*url, node).strip() for node in nodes]
+    worth = asyncio.run(used_by_two_paths(*paths))
+    assert worth == [AnaState.OPTIMIZED, AnaState.NON_OPTIMIZED]
+    wait_until(lambda: not cluster.show("db")["attached"], 20, "the hosts leaving")
     survives_its_primary(cluster)
     assert carried(cluster, cluster.primary("db"), "nvme-tcp") > 8 * MIB
 
