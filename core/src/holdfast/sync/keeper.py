@@ -227,7 +227,8 @@ class Keeper:
         timing = ctx.peers.timing
         member = ctx.record.find(leg.copy)
         if leg.in_sync:
-            if now.mono - leg.silent_since(ctx.peers, ctx.record.volume) > timing.lease_s:
+            silent_since = leg.silent_since(ctx.peers, ctx.record.volume, now.mono)
+            if now.mono - silent_since > timing.lease_s:
                 self._fault(leg, FaultReason.LINK_LOST, "its node answers no heartbeat")
                 return
             if member is not None and member.suspect:

@@ -212,9 +212,9 @@ class Leg:
         if self.phase in {Phase.READY, Phase.STREAMING} and self.link is not None:
             out.append(Send(self.link, (change,)))
 
-    def silent_since(self, peers: Peers, volume: VolumeId) -> float:
+    def silent_since(self, peers: Peers, volume: VolumeId, now: float) -> float:
         """Return since when the copy's node has answered no heartbeat; monotonic."""
-        return max(peers.answered_at(self.node, volume), self.required_since)
+        return max(peers.silent_since(self.node, volume, now), self.required_since)
 
     def close(self, why: str, out: list[Effect]) -> None:
         """Close the link, if any, and forget what belonged to it alone."""

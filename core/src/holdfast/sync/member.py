@@ -357,7 +357,7 @@ class GroupMember(Roles):
             return self.candidacy.tick_after(now)
         after = self.keeper.tick_after(now)
         if after == IDLE_TICK_S and self._rests:
-            return max(BUSY_TICK_S, min(self._silent_at() - now.mono, REST_TICK_S))
+            return max(BUSY_TICK_S, min(self._silent_at(now) - now.mono, REST_TICK_S))
         return after
 
     @property
@@ -372,10 +372,10 @@ class GroupMember(Roles):
             and ctx.size_bytes == ctx.spec.size_bytes
         )
 
-    def _silent_at(self) -> float:
+    def _silent_at(self, now: Instant) -> float:
         """Return the monotonic time before which no copy can have been silent for too long (R12)."""
         assert self.primary is not None
         peers, volume = self.ctx.peers, self.ctx.record.volume
         legs = self.primary.legs.values()
-        since = (leg.silent_since(peers, volume) for leg in legs if leg.in_sync)
+        since = (leg.silent_since(peers, volume, now.mono) for leg in legs if leg.in_sync)
         return min(since, default=float("inf")) + peers.timing.lease_s

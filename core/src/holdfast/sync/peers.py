@@ -57,6 +57,8 @@ class _Outgoing:
     sent: dict[int, float] = field(factory=dict)
     answered_at: float = NEVER
     """When the last answered beat was sent."""
+    away_until: float = NEVER
+    """When a beat went out again after this process was away, and had asked nothing."""
     answered_version: int = -1
     told_version: int = -1
     stall_s: float = 0.0
@@ -166,10 +168,24 @@ class Peers:
             return NEVER
         return peer.answered_at + self.timing.lease_s
 
-    def answered_at(self, node: NodeName, volume: VolumeId) -> float:
-        """Return when the last beat that the keeper of the copy answered was sent; -inf: none."""
+    def silent_since(self, node: NodeName, volume: VolumeId, now: float) -> float:
+        """Return since when the keeper of the copy has answered no beat; -inf: for ever.
+
+        A process that was away itself, stopped or without processor time, has asked nothing and read
+        nothing: that silence is its own. What it returns leaves `margin_s` for an answer before the
+        silence is longer than `lease_s`; once for each answer, so that one that is away again and
+        again does not wait for the dead.
+        """
         peer = self._outgoing.get(self._seat(node, volume))
-        return NEVER if peer is None else peer.answered_at
+        if peer is None:
+            return NEVER
+        back_at = now if self._was_away(peer, now) else peer.away_until
+        return max(peer.answered_at, back_at + self.timing.margin_s - self.timing.lease_s)
+
+    def _was_away(self, peer: _Outgoing, now: float) -> bool:
+        """Whether a beat is late by more than there is between two, and nothing has excused it yet."""
+        is_late = NEVER < peer.due_at < now - self.timing.heartbeat_s
+        return is_late and peer.connected and peer.away_until <= peer.answered_at
 
     def targets(self) -> tuple[Seat, ...]:
         """Return to whom a peer link is wanted."""
@@ -196,6 +212,8 @@ class Peers:
         for seat, peer in self._outgoing.items():
             if not peer.connected or not peer.leases or peer.due_at > now:
                 continue
+            if self._was_away(peer, now):
+                peer.away_until = now
             peer.due_at = now + self.timing.heartbeat_s
             peer.number += 1
             peer.sent[peer.number] = now
