@@ -72,7 +72,7 @@ def whatif(
     The machines, timeouts and policies are those of real nodes; only hardware and time are made up.
     Nothing is contacted and nothing is changed.
     """
-    from holdfast.node.volumes import Policies
+    from holdfast.node.policies import Policies
     from holdfast.testing.whatif import layout, rehearsal
 
     if down <= 0 or gap < 0:
@@ -106,7 +106,7 @@ def whatif(
 def _layout(path: Path, policy: str, replicas: int, settings: list[str]) -> Layout:
     import attrs
 
-    from holdfast.node.volumes import Policies
+    from holdfast.node.policies import Policies
     from holdfast.testing.whatif import layout
 
     try:
@@ -128,7 +128,7 @@ def _layout(path: Path, policy: str, replicas: int, settings: list[str]) -> Layo
 
 def _warn_of_shortage(given: Layout) -> None:
     """Say which volumes cannot heal on the nodes that there are, as `volume create` would."""
-    from holdfast.node.volumes import Policies
+    from holdfast.node.policies import Policies
 
     for each in given.volumes:
         spec = VolumeSpec(

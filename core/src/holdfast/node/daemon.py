@@ -41,6 +41,7 @@ from holdfast.node.eventlog import EventLog
 from holdfast.node.heartbeats import Heartbeats
 from holdfast.node.hosting import Hosting
 from holdfast.node.observing import Observing
+from holdfast.node.policies import Policies
 from holdfast.node.pump import Pump
 from holdfast.node.replicators import ReplicatorService, open_replicators
 from holdfast.node.scrubbing import Scrubbing
@@ -48,7 +49,7 @@ from holdfast.node.service import NodeService
 from holdfast.node.service_impl import Service
 from holdfast.node.tasks import Tasks
 from holdfast.node.transports import Transports
-from holdfast.node.volumes import Policies, Volumes
+from holdfast.node.volumes import Volumes
 from holdfast.sync import events as ev
 from holdfast.sync.pace import PaceLimits
 from holdfast.sync.peers import Peers, Timing
@@ -218,6 +219,8 @@ class Node:
 
     def _on_spec(self, spec: VolumeSpec) -> None:
         self.hosting.on_spec(spec)
+        if self.ready:  # Before that all of them are prepared at once.
+            self.tasks.spawn(asyncio.to_thread(self.policies.prepare, (spec,)))
 
     def _on_nodes(self) -> None:
         self.hosting.on_nodes()
@@ -262,6 +265,7 @@ class Node:
 
     async def _open_copies(self, _stack: contextlib.AsyncExitStack) -> None:
         """Open what is on disk, and begin to look after it."""
+        await asyncio.to_thread(self.policies.prepare, list(self.directory.specs.values()))
         await self.hosting.open_all()
         if self.hosting.data.roots:
             kept_in = self.hosting.data.roots[0] / self._scrubs_file()
@@ -314,6 +318,7 @@ class Node:
             await asyncio.sleep(SESSION_TTL_S / 4)
             try:
                 await session.renew()
+                self._told_store_error = ""  # The next outage is told again.
             except StateConflictError:
                 # The lease ran out while the store or we were away; begin another.
                 with contextlib.suppress(HoldfastError):

@@ -18,14 +18,13 @@ from typing import Any
 import attrs
 
 from holdfast.errors import ConflictError, NotFoundError, StateConflictError, UsageError
-from holdfast.interfaces.policy import Policy
 from holdfast.interfaces.state import StateStore
 from holdfast.kernel import registry
-from holdfast.kernel.config import options_from_mapping, options_from_strings
 from holdfast.kernel.sections import VolumeDefaults
 from holdfast.model import READ_FROM, CopyState, GroupRecord, Member, NodeRecord, VolumeSpec
 from holdfast.node.directory import Directory
 from holdfast.node.observing import Observing
+from holdfast.node.policies import Policies
 from holdfast.node.service import VolumeChanges, VolumeRequest
 from holdfast.sync.placement import SPREAD_LABEL, place, transport_refusal
 from holdfast.units import (
@@ -57,58 +56,6 @@ PRIMARY_WEIGHT = 2
 """What a primary's copy counts beside a replica's, when work is spread."""
 _DRAWS = 32
 """Ids to choose from for a new volume where nodes have workers: all workers come up among them."""
-
-
-class Policies:
-    """Policies by specification, made once for each; unknown ones are errors of their maker."""
-
-    def __init__(self, defaults: Mapping[str, Mapping[str, Any]]) -> None:
-        """Remember what the configuration sets for each policy."""
-        self._defaults = defaults
-        self._made: dict[tuple[str, str], Policy] = {}
-
-    def of(self, spec: VolumeSpec) -> Policy:
-        """Return the policy of a volume."""
-        key = (spec.policy, repr(sorted(spec.policy_options.items())))
-        policy = self._made.get(key)
-        if policy is None:
-            driver = registry.load("policy", spec.policy)
-            options = options_from_mapping(
-                driver.Options, spec.policy_options, where=f"the policy of {spec.name}"
-            )
-            policy = self._made[key] = driver(options)
-        return policy
-
-    def options(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the options of a new volume, typed: the configuration's, then `given`."""
-        driver = registry.load("policy", name)
-        typed = {k: v for k, v in given.items() if not isinstance(v, str)}
-        texts = {k: v for k, v in given.items() if isinstance(v, str)}
-        parsed = options_from_strings(driver.Options, texts) if texts else None
-        for key in texts:
-            value = getattr(parsed, key)
-            typed[key] = getattr(value, "value", value)
-        merged = {**self._defaults.get(name, {}), **typed}
-        options_from_mapping(driver.Options, merged, where=f"--set of policy {name}")
-        return merged
-
-    def refuse(self, name: str, declared: int, options: Mapping[str, Any]) -> None:
-        """Raise `UsageError` when the policy cannot go with so many replicas."""
-        driver = registry.load("policy", name)
-        made = options_from_mapping(driver.Options, options, where=f"--set of policy {name}")
-        reason = driver.refuse(declared, made)
-        if reason is not None:
-            raise UsageError(reason)
-
-    def shortage(self, spec: VolumeSpec, nodes: int) -> str | None:
-        """Return a sentence when so many nodes are too few to heal after a loss, or None."""
-        needed = self.of(spec).nodes_min(spec.replicas)
-        if nodes >= needed:
-            return None
-        return (
-            f"{spec.policy} with {counted(spec.replicas, 'replica')} needs {needed} nodes to heal "
-            f"after a loss; there are {nodes}."
-        )
 
 
 class Volumes:
