@@ -344,7 +344,8 @@ def test_only_what_has_a_size_is_imported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flags", [{}, {"cordoned": True}, {"cordoned": True, "draining": True}])
-def test_the_nodes_of_a_cluster_fit_a_terminal(flags: dict[str, bool]) -> None:
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_no_table_cuts_words_and_numbers_in_two(flags: dict[str, bool], width: int) -> None:
     node = {
         "name": "n1",
         "state": "running",
@@ -355,15 +356,31 @@ def test_the_nodes_of_a_cluster_fit_a_terminal(flags: dict[str, bool]) -> None:
         "frontends": {"nbd": "127.0.0.1:10809"},
         **flags,
     }
+    volume = {
+        "name": "db",
+        "size": 256 << 20,
+        "health": "read-only",
+        "access": "read-write",
+        "policy": "v1-alwayson",
+        "primary": "n1",
+        "copies": (),
+        "declared_replicas": 2,
+        "attached": None,
+    }
     shown = io.StringIO()
-    status = {"dir": "/cluster", "nodes": [node], "volumes": []}
-    Console(file=shown, width=80).print(render.cluster_page(status))
-    assert "127.0.0.1:10809" in shown.getvalue()
-    for word in (
+    status = {"dir": "/cluster", "nodes": [node], "volumes": [volume]}
+    console = Console(file=shown, width=width)
+    console.print(render.cluster_page(status), crop=False)
+    text = shown.getvalue()
+    words = {"127.0.0.1:10809", "1234567", "1023 GiB", "256 MiB", "read-only", "read-write", "n1"}
+    words |= {
+        "v1-alwayson",
         "running",
-        *(["draining" if "draining" in flags else "cordoned"] if flags else []),
-    ):
-        assert word in shown.getvalue().split() or f"{word}," in shown.getvalue().split()
+        *(["draining" if "draining" in flags else "cordoned"] * any(flags)),
+    }
+    assert {word for word in words if word not in text} == set()
+    if width >= 80:
+        assert all(len(line) <= width for line in text.splitlines() if "127.0.0.1" in line)
 
 
 def test_another_users_node_says_whose_it_is(

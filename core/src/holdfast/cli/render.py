@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 import attrs
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.progress import (
     BarColumn,
@@ -35,6 +36,10 @@ Json = Mapping[str, Any]
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+
+FOLDED_MIN = 24
+"""How narrow a column that may take several lines is made, if its words are no shorter."""
+_WIDE = 10_000
 
 _GOOD, _BUSY, _BAD, _DIM = "green", "yellow", "red", "dim"
 _STYLES = {
@@ -73,8 +78,26 @@ def node_state(state: str, node: Json) -> Text:
 
 def show(what: RenderableType) -> None:
     """Draw on standard output."""
-    # A line of text is left whole, for the terminal to wrap and for programs to search.
-    out.print(what, soft_wrap=isinstance(what, Text))
+    # A line of text is left whole, for the terminal to wrap and for programs to search; so are the
+    # lines of a table that has not enough room.
+    out.print(what, soft_wrap=isinstance(what, Text), crop=False)
+
+
+class _Table(Table):
+    """A table that takes more room than there is, before it cuts words and numbers in two."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        needed = 3 * len(self.columns) - 1  # Edges, and what lies between columns.
+        for column in self.columns:
+            cells = [
+                Measurement.get(console, options.update(width=_WIDE), cell)
+                for cell in (column.header, *column.cells)
+            ]
+            whole = max(cell.maximum for cell in cells)
+            words = max(cell.minimum for cell in cells)
+            needed += whole if column.no_wrap else min(words, FOLDED_MIN)
+        wide = options.update(width=max(options.max_width, needed))
+        return super().__rich_console__(console, wide)
 
 
 def table(*columns: str, right: Sequence[str] = (), wrap: Sequence[str] | None = None) -> Table:
@@ -85,7 +108,7 @@ def table(*columns: str, right: Sequence[str] = (), wrap: Sequence[str] | None =
         right: Those that are set flush right.
         wrap: Those that may take several lines; None: the last one.
     """
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    made = _Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for column in columns:
         wraps = column in (columns[-1:] if wrap is None else wrap)
         side: Literal["left", "right"] = "right" if column in right else "left"
@@ -105,6 +128,7 @@ def volume_table(volumes: Iterable[Json]) -> Table:
         "REPLICAS",
         "IN USE BY",
         right=["SIZE"],
+        wrap=["VOLUME", "IN USE BY"],
     )
     for volume in volumes:
         replicas = [c for c in volume["copies"] if c["role"] == "replica"]
@@ -165,10 +189,12 @@ def volume_page(volume: Json) -> RenderableType:
     if "md" in volume:
         return Group(
             head,
-            Padding(md_table([volume]), (1, 0, 0, 0)),
-            Padding(copies_table(volume["copies"]), (1, 0, 0, 0)),
+            Text(),
+            md_table([volume]),
+            Text(),
+            copies_table(volume["copies"]),
         )
-    return Group(head, Padding(copies_table(volume["copies"]), (1, 0, 0, 0)))
+    return Group(head, Text(), copies_table(volume["copies"]))
 
 
 def copies_table(copies: Iterable[Json]) -> Table:
@@ -237,7 +263,7 @@ def node_page(node: Json) -> RenderableType:
         listens.add_row(f"transport {name}", address)
     for name, uri in sorted(node["uris"].items()):
         listens.add_row(f"frontend {name}", uri)
-    parts.append(Padding(listens, (1, 0, 0, 0)))
+    parts += [Text(), listens]
     if node.get("workers"):
         right = ["WORKER", "PID", "RESTARTS"]
         workers = table("WORKER", "STATE", "PID", "RESTARTS", right=right)
@@ -330,7 +356,9 @@ def explanation(told: Json, now: float) -> RenderableType:
     for each in told["help"]:
         parts.append(Padding(Text(each["sentence"]), (0, 0, 0, 2)))
         if each["command"]:
-            parts.append(Padding(Text(each["command"], style="cyan"), (0, 0, 0, 6)))
+            # In one piece, to be copied.
+            command = f"{'':6}{each['command']}"
+            parts.append(Text(command, style="cyan", no_wrap=True, overflow="ignore"))
     return Group(*parts)
 
 

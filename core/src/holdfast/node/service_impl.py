@@ -25,7 +25,7 @@ from holdfast.node.metrics import samples_of
 from holdfast.node.other_nodes import OtherNodes
 from holdfast.node.pump import Pump
 from holdfast.node.service import VOLUME_IN_URI, Json, Sample, VolumeChanges, VolumeRequest
-from holdfast.node.status import volume_status
+from holdfast.node.status import declared, volume_status
 from holdfast.sync import events as ev
 from holdfast.sync.member import GroupMember
 from holdfast.units import NodeName, VolumeId
@@ -221,7 +221,8 @@ class Service:
     async def change_volume(self, name: str, changes: VolumeChanges) -> Json:
         """Change what was declared."""
         spec, warnings = await self._node.volumes.change(name, changes)
-        return await self._status(spec) | {"warnings": warnings}
+        # Whoever tells the rest may not have heard of the change yet.
+        return await self._status(spec) | declared(spec) | {"warnings": warnings}
 
     async def delete_volume(self, name: str, *, force: bool) -> None:
         """Delete a volume and all its copies."""

@@ -19,6 +19,25 @@ from holdfast.sync.member import GroupMember
 from holdfast.units import NodeName, format_size
 
 
+def declared(spec: VolumeSpec) -> Json:
+    """Return what a volume's status says of its specification."""
+    return {
+        "name": spec.name,
+        "id": spec.id,
+        "size": spec.size_bytes,
+        "declared_replicas": spec.replicas,
+        "policy": spec.policy,
+        "policy_options": dict(spec.policy_options),
+        "transport": spec.transport,
+        "transports": dict(spec.transports),
+        "shared": spec.shared,
+        "read_from": spec.read_from,
+        "labels": dict(spec.labels),
+        "member_missing_timeout_s": spec.member_missing_timeout_s,
+        "created_at": spec.created_at,
+    }
+
+
 def volume_status(
     spec: VolumeSpec,
     record: GroupRecord | None,
@@ -36,22 +55,8 @@ def volume_status(
         member: The machine of the copy that is primary by the record, when it is in this process.
         silent: The primary's node was asked and did not answer, whatever its lease says.
     """
-    status: Json = {
-        "name": spec.name,
-        "id": spec.id,
-        "size": spec.size_bytes,
-        "served_size": None if member is None else member.ctx.size_bytes,
-        "declared_replicas": spec.replicas,
-        "policy": spec.policy,
-        "policy_options": dict(spec.policy_options),
-        "transport": spec.transport,
-        "transports": dict(spec.transports),
-        "shared": spec.shared,
-        "read_from": spec.read_from,
-        "labels": dict(spec.labels),
-        "member_missing_timeout_s": spec.member_missing_timeout_s,
-        "created_at": spec.created_at,
-    }
+    served = None if member is None else member.ctx.size_bytes
+    status: Json = {**declared(spec), "served_size": served}
     if record is None:
         return status | {
             "health": "offline",
