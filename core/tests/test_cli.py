@@ -258,7 +258,17 @@ def test_every_command_helps(offline: Command, words: list[str]) -> None:
 def test_a_group_without_a_command_shows_its_help(offline: Command) -> None:
     shown = offline("volume")
     assert shown.code == 2
-    assert "create" in shown.out + shown.err
+    assert (shown.out + shown.err).count("Usage") == 1
+
+
+def test_one_node_tells_of_a_whole_cluster(holdfast: Command, service: FakeService) -> None:
+    holdfast("volume", "create", "db", "--size", "1MiB")
+    told = holdfast("--json", "status").json
+    assert [node["state"] for node in told["nodes"]] == ["running"] * len(service.names)
+    assert [volume["name"] for volume in told["volumes"]] == ["db"]
+    assert told["cluster"] in holdfast("status").out
+    wrong = holdfast("volume", "url", "db", "--frontend", "ftp")
+    assert (wrong.code, "installed are nbd" in wrong.err) == (7, True)
 
 
 def test_json_and_dir_may_stand_anywhere() -> None:
@@ -266,6 +276,7 @@ def test_json_and_dir_may_stand_anywhere() -> None:
     assert hoisted(["up", "--dir", "/d", "-d"]) == ["--dir", "/d", "up", "-d"]
     assert hoisted(["up", "--dir=/d"]) == ["--dir=/d", "up"]
     assert hoisted(["up", "--dir"]) == ["--dir", "up"]
+    assert hoisted(["status", "--control", "/s"]) == ["--control", "/s", "status"]
     assert hoisted(["a", "--", "--json"]) == ["a", "--", "--json"]
 
 

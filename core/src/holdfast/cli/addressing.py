@@ -37,6 +37,8 @@ def nbd_uri(client: ControlClient, name: str, node: str | None = None) -> str:
 
 def _serving(client: ControlClient, name: str, frontend: str, node: str | None) -> tuple[str, str]:
     """Return the node that is to serve a volume, and the address of its frontend."""
+    from holdfast.kernel import registry
+
     status = client.volume(name)
     nodes = {each["name"]: each for each in client.nodes()}
     if node is not None and node not in nodes:
@@ -52,7 +54,9 @@ def _serving(client: ControlClient, name: str, frontend: str, node: str | None) 
             return each, address
     what = "NBD" if frontend == "nbd" else frontend
     hint = "`holdfast status` shows which nodes run."
-    if frontend != "nbd":
+    if frontend not in (installed := registry.names("frontend")):
+        hint = f"There is no frontend of that name; installed are {' and '.join(installed)}."
+    elif frontend != "nbd":
         hint = f"Switch it on with a section [frontend.{frontend}]. {hint}"
     who = f"Node {wanted[0]} does not serve" if node else "No node serves"
     raise UnavailableError(f"{who} {what} now.", hint=hint)

@@ -53,7 +53,7 @@ _NOT_OUR_FAULT = frozenset(
 )
 """What the operating system may answer however right the program is."""
 
-_HERE_AND_THERE = "--json and --dir may stand before or after the command."
+_HERE_AND_THERE = "--json, --dir and --control may stand before or after the command."
 
 app = typer.Typer(
     name="holdfast",
@@ -160,16 +160,16 @@ def _add_observers() -> None:
 
 
 def hoisted(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with `--json` and `--dir DIR` in front, wherever they stood."""
+    """Return the arguments with the options of every command in front, wherever they stood."""
     first: list[str] = []
     rest: list[str] = []
     words = iter(arguments)
     for word in words:
         if word == "--":
             rest += [word, *words]
-        elif word == "--json" or word.startswith("--dir="):
+        elif word == "--json" or word.startswith(("--dir=", "--control=")):
             first.append(word)
-        elif word == "--dir":
+        elif word in {"--dir", "--control"}:
             first += [word, *([value] if (value := next(words, None)) is not None else [])]
         else:
             rest.append(word)
@@ -199,7 +199,9 @@ def _fail(error: HoldfastError, *, as_json: bool) -> int:
 def _slip(error: _Slip, *, as_json: bool) -> int:
     path = getattr(error.ctx, "command_path", "holdfast")
     if type(error).__name__ == "NoArgsIsHelpError":
-        sys.stdout.write(error.ctx.get_help() + "\n")
+        # With rich it was drawn when it was asked for, and nothing is left to be said.
+        if help_text := error.format_message().strip():
+            sys.stdout.write(f"{help_text}\n")
         return UsageError.exit_code
     sentence = error.format_message().strip()
     if not sentence.endswith((".", "?", "!")):

@@ -106,12 +106,11 @@ def status(
         bool, typer.Option("--watch", "-w", help="Show it live, until Ctrl-C.")
     ] = False,
 ) -> None:
-    """Show the nodes and volumes of the local cluster."""
+    """Show the nodes and volumes of the cluster."""
     context = here(ctx)
-    context.cluster()
+    now = cluster_status(context)
     if watch and not context.json:
         _watch(context)
-    now = cluster_status(context)
     if not context.json:
         from holdfast.cli import render
 
@@ -129,8 +128,17 @@ def cluster_status(context: Context) -> Json:
     """Return what is known of the cluster's processes, nodes and volumes.
 
     A node's `state` is `running`, `stopped`, or `silent`: its process lives and does not answer.
-    `volumes` is None while no node answers.
+    `volumes` is None while no node answers. Of a cluster that is not local one node tells all that
+    it knows; no process ids are among that.
     """
+    if context.control is not None:
+        client = context.client()
+        told = [
+            {"pid": None, "state": "running" if node["alive"] else "stopped", **node}
+            for node in client.nodes()
+        ]
+        name = client.node()["cluster"]
+        return {"dir": None, "cluster": name, "nodes": told, "volumes": list(client.volumes())}
     cluster = context.cluster()
     rows = []
     known: dict[str, Json] = {}

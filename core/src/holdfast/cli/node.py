@@ -77,7 +77,7 @@ def list_nodes(ctx: typer.Context) -> None:
     from holdfast.cli import render
 
     right = ["COPIES", "PRIMARIES"]
-    rows = render.table("NODE", "STATE", *right, "ADDRESS", "NBD", right=right)
+    rows = render.table("NODE", "STATE", *right, "ADDRESS", "NBD", right=right, wrap=["STATE"])
     for node in nodes:
         state = render.node_state("running" if node["alive"] else "stopped", node)
         numbers = str(node["copies"]), str(node["primaries"])
@@ -118,7 +118,7 @@ def label(
     name: Node,
     changes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE | KEY-]...", help="Set a label, or remove one."),
+        typer.Argument(metavar="CHANGE", help="KEY=VALUE sets a label, KEY- removes one; repeat."),
     ] = None,
 ) -> None:
     """Set or remove labels of a node, or list them; placement spreads over them.

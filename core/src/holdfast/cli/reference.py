@@ -19,8 +19,9 @@ _INTRODUCTION = """\
 `holdfast` talks to the nodes of the local cluster in `--dir` (or `HOLDFAST_DIR`), or to the one
 node whose control socket is `--control` (or `HOLDFAST_CONTROL`). `--json` prints JSON for
 programs, on every command; errors then are JSON on standard error: `{"error": {"code", "message",
-"hint", "exit_code"}}`. `--json` and `--dir` may stand before or after the command. What is under
-way (progress, warnings, errors) goes to standard error, what was asked for to standard output.
+"hint", "exit_code"}}`. `--json`, `--dir` and `--control` may stand before or after the command.
+What is under way (progress, warnings, errors) goes to standard error, what was asked for to
+standard output.
 
 This page is generated from the commands; do not edit it.
 """
@@ -50,7 +51,8 @@ def _walk(path: str, command: Any) -> Iterator[tuple[str, Any]]:
 
 def _command(path: str, command: Any) -> str:
     arguments = [each for each in command.params if each.param_type_name == "argument"]
-    usage = " ".join([path, *(_name(each) for each in arguments), "[OPTIONS]"])
+    named = (_name(each) if each.required else f"[{_name(each)}]" for each in arguments)
+    usage = " ".join([path, *named, "[OPTIONS]"])
     lines = [f"## `{path}`\n", f"    {usage}\n", (command.help or "").strip() + "\n"]
     rows = [_row(f"`{_name(each)}`", each) for each in arguments]
     rows += [_row(_flags(each), each) for each in command.params if each not in arguments]

@@ -309,7 +309,8 @@ def cluster_page(status: Json) -> RenderableType:
             "-" if free is None else format_size(free),
             _text((node.get("frontends") or {}).get("nbd")),
         )
-    parts: list[RenderableType] = [Text(f"Cluster in {status['dir']}", style=_DIM), nodes]
+    where = f"in {status['dir']}" if status["dir"] else status["cluster"]
+    parts: list[RenderableType] = [Text(f"Cluster {where}", style=_DIM), nodes]
     if status["volumes"]:
         parts.append(volume_table(status["volumes"]))
     elif status["volumes"] is not None:

@@ -74,7 +74,7 @@ def move(
         str | None, typer.Argument(metavar="[FROM]", help="The node that has a copy.")
     ] = None,
     target: Annotated[
-        str | None, typer.Argument(metavar="[TO]", help="The node that is to have it.")
+        str | None, typer.Argument(metavar="TO", help="The node that is to have it.")
     ] = None,
     from_option: Annotated[
         str | None, typer.Option("--from", metavar="NODE", help="As FROM.")

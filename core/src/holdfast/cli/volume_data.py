@@ -67,7 +67,7 @@ def import_file(
             raise UsageError(
                 f"{file} has {format_size(size)}, volume {name} only "
                 f"{format_size(volume.size_bytes)}.",
-                hint=f"Make a larger one: holdfast volume create NAME --size {-(-size // MIB)}MiB",
+                hint=f"Make it larger: holdfast volume resize {name} --size {-(-size // MIB)}MiB",
             )
         if volume.read_only:
             raise ConflictError(

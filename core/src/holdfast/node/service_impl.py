@@ -284,7 +284,9 @@ class Service:
         elif record.on_node(target) is not None:
             raise ConflictError(f"Node {target} has a copy of {name} already.")
         if target not in self._node.directory.alive:
-            raise ConflictError(f"Node {target} is not there.")
+            raise ConflictError(
+                f"Node {target} is not there.", hint="`holdfast node list` shows who is."
+            )
         pump.feed(ev.MoveCopy(source, target))
         return await self._status(spec)
 
