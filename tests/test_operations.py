@@ -127,6 +127,14 @@ def test_a_volume_explains_itself(start_cluster: Start) -> None:
     with NbdConnection(cluster.url("db")) as volume:
         volume.call(Command.WRITE, 0, data=b"x" * CHUNK_BYTES)
     assert cluster.show("db")["access"] == "read-write"
+    cluster.create("solo", "1MiB", "--node", replica, replicas=0)
+    cluster.kill(replica)
+    refused = cluster.run("volume", "verify", "solo")
+    assert (refused.code, "holdfast explain solo" in refused.err) == (7, True), refused.err
+    wait_until(lambda: not cluster.show("solo")["copies"][0]["alive"], 20, "the end of its lease")
+    assert "node down" in cluster.do("volume", "show", "solo")
+    told = cluster.run("volume", "events", "solo")
+    assert f"{replica} cannot be asked" in told.err
 
 
 def test_a_volume_grows_under_a_writer(start_cluster: Start) -> None:

@@ -394,6 +394,15 @@ def test_no_table_cuts_words_and_numbers_in_two(flags: dict[str, bool], width: i
         assert all(len(line) <= width for line in text.splitlines() if "127.0.0.1" in line)
 
 
+def test_a_page_that_is_watched_through_a_pipe_is_written_when_it_changes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with render.live() as draw:
+        for page in ("one", "one", "two"):
+            draw(page)
+    assert capsys.readouterr().out == "one\ntwo\n"
+
+
 def test_another_users_node_says_whose_it_is(
     holdfast: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -163,9 +163,9 @@ def cluster_status(context: Context) -> Json:
 def _watch(context: Context) -> None:
     from holdfast.cli import render
 
-    with render.live() as view:
+    with render.live() as draw:
         while True:
-            view.update(render.cluster_page(cluster_status(context)), refresh=True)
+            draw(render.cluster_page(cluster_status(context)))
             time.sleep(REFRESH_S)
 
 

@@ -343,7 +343,7 @@ class NbdClient:
                     hint="See `holdfast volume list`.",
                 )
             raise RefusedError(
-                f"The NBD server at {self.uri} refuses: {sentence or hex(kind)}.",
+                f"The NBD server at {self.uri} refuses: {sentence.rstrip('.') or hex(kind)}.",
                 hint="`holdfast volume show` says how the volume is.",
             )
 

@@ -7,7 +7,7 @@ this module is, which is when something is to be drawn.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -202,7 +202,10 @@ def copies_table(copies: Iterable[Json]) -> Table:
     made = table("NODE", "ROLE", "STATE", "SYNC")
     for copy in copies:
         role = Text(copy["role"], style="bold" if copy["role"] == "primary" else "")
-        made.add_row(copy["node"], role, word(copy["state"]), sync_text(copy.get("sync")))
+        state = word(copy["state"])
+        if not copy.get("alive", True):
+            state.append(", node down", style=_BAD)
+        made.add_row(copy["node"], role, state, sync_text(copy.get("sync")))
     return made
 
 
@@ -371,10 +374,31 @@ def _moment(at: float, now: float) -> str:
 
 
 @contextmanager
-def live() -> Iterator[Live]:
-    """Open a view that is drawn in place until the context ends."""
+def live() -> Iterator[Callable[[RenderableType], None]]:
+    """Yield what draws a page in the place of the one before, until the context ends.
+
+    Where nobody sees it being drawn, as in a pipe, each page that is another one is written.
+    """
+    if not out.is_terminal:
+        yield _show_changed()
+        return
     with Live(console=out, auto_refresh=False, transient=False) as view:
-        yield view
+        yield lambda page: view.update(page, refresh=True)
+
+
+def _show_changed() -> Callable[[RenderableType], None]:
+    before = ""
+
+    def draw(page: RenderableType) -> None:
+        nonlocal before
+        with out.capture() as captured:
+            show(page)
+        if captured.get() != before:
+            before = captured.get()
+            show(page)
+            out.file.flush()
+
+    return draw
 
 
 @attrs.define

@@ -16,6 +16,7 @@ from holdfast.cli.addressing import transports_in, uri_of
 from holdfast.cli.context import Context, here, pairs, put, put_json, put_json_line, size_in, warn
 from holdfast.errors import UnavailableError, UsageError
 from holdfast.node.control_client import ControlClient, Json
+from holdfast.node.local_cluster import names_text
 from holdfast.sync.placement import SPREAD_LABEL
 from holdfast.units import counted, format_size
 
@@ -321,13 +322,16 @@ def events(
 ) -> None:
     """Tell what happened to a volume, oldest first."""
     context = here(ctx)
-    stream = context.client().events(name, follow=follow)
+    client = context.client()
+    stream = client.events(name, follow=follow)
     if context.json:
         for event in stream:
             put_json_line(event)
         return
     from holdfast.cli import render
 
+    if away := [node["name"] for node in client.nodes() if not node["alive"]]:
+        warn(f"{names_text(away)} cannot be asked, so what was noted there is missing.")
     for event in stream:
         render.show(render.event_line(event))
 
@@ -347,9 +351,9 @@ def watch(ctx: typer.Context, name: Name) -> None:
                 put_json_line(status)
     from holdfast.cli import render
 
-    with render.live() as view:
+    with render.live() as draw:
         while True:
-            view.update(render.volume_page(status), refresh=True)
+            draw(render.volume_page(status))
             time.sleep(POLL_S)
             client, status = _again(context, client, name)
 

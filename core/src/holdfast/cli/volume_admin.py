@@ -168,6 +168,7 @@ def attach(
     import anyio
 
     from holdfast.cli.addressing import nbd_uri
+    from holdfast.cli.nbd_client import NbdClient
 
     context = here(ctx)
     uri = nbd_uri(context.client(), name, node)
@@ -186,7 +187,11 @@ def attach(
         device: str = await made.attach(uri, str(work), read_only=read_only)
         return device
 
-    device = anyio.run(run)
+    try:
+        device = anyio.run(run)
+    except UnavailableError:
+        NbdClient(uri).close()  # Says why, where that is the volume's doing.
+        raise
     record = {"name": name, "device": device, "driver": chosen, "uri": uri}
     write_atomically(folder / "attached.json", json.dumps(record) + "\n")
     if context.json:

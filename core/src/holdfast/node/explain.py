@@ -178,7 +178,8 @@ class _Story:
             self.why.append(
                 f"{only} on {_names(holders)} held every acknowledged write, so no other may serve."
             )
-            self._next("The volume serves again as soon as one of them is back, losing nothing.")
+            who = "it" if len(holders) == 1 else "one of them"
+            self._next(f"The volume serves again as soon as {who} is back, losing nothing.")
             for entry in away:
                 self._help(f"Start {entry.node}.", f"holdfast node start {entry.node}")
             for entry in suspects:

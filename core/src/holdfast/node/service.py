@@ -117,7 +117,8 @@ class NodeService(Protocol):
             At least `name`, `id`, `size` (bytes), `declared_replicas`, `policy`,
             `policy_options`, `health`, `access`, `epoch`, `primary` (node name), `attached` (node
             name or None), `reason` (a sentence for people), `copies`: a list of `node`, `role`
-            (`primary` or `replica`), `state` (`in-sync`, `syncing`, `offline`), `copy` (id),
+            (`primary` or `replica`), `state` (`in-sync`, `syncing`, `offline`), `alive` (its node's
+            lease is), `copy` (id),
             `sync` (None, or `bytes_left`, `bytes_sent` (before compression), `bytes_total`,
             `rate` (bytes a second), `seconds_left` (None while unknown)). `sync` stays, with
             `bytes_left` 0, after a sync has ended, so that its cost can be read.

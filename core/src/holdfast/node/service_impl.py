@@ -307,13 +307,16 @@ class Service:
                     f"Volume {name} has no serving primary now.", hint="Try again in a moment."
                 )
             node = record.primary_member.node
-            others = self._others
-            if not others.can_ask(node) or await others.ask(node, "volume", name) is not None:
-                return spec, None, record
+            others, alive = self._others, self._node.directory.alive
+            if node in alive:
+                if not others.can_ask(node) or await others.ask(node, "volume", name) is not None:
+                    return spec, None, record
+            elif not any(m.node in alive for m in record.members if m.state is CopyState.IN_SYNC):
+                give_up = 0.0  # Nobody will take over.
             if time.monotonic() > give_up:
                 raise UnavailableError(
                     f"Node {node}, which has the primary of {name}, does not answer.",
-                    hint=f"Its process may be stopped; `holdfast explain {name}` tells what is next.",
+                    hint=f"It may be stopped or frozen; `holdfast explain {name}` tells what is next.",
                 )
             await asyncio.sleep(0.1)
 

@@ -81,7 +81,7 @@ def volume_status(
         "reason": _offline(spec, record, alive)
         if health == "offline"
         else _reason(spec, record, member),
-        "copies": [_copy(m, record, member) for m in record.members],
+        "copies": [_copy(m, record, member) | {"alive": m.node in alive} for m in record.members],
     }
 
 
