@@ -16,6 +16,7 @@ from rich.console import Console
 
 from holdfast.cli import render
 from holdfast.cli.app import EXIT_BUG, _fail, hoisted, run
+from holdfast.cli.live import live
 from holdfast.cli.volume_data import _size
 from holdfast.errors import UnavailableError, UsageError
 from holdfast.node.control import serve_control
@@ -397,7 +398,7 @@ def test_no_table_cuts_words_and_numbers_in_two(flags: dict[str, bool], width: i
 def test_a_page_that_is_watched_through_a_pipe_is_written_when_it_changes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with render.live() as draw:
+    with live() as draw:
         for page in ("one", "one", "two"):
             draw(page)
     assert capsys.readouterr().out == "one\ntwo\n"

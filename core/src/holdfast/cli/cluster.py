@@ -162,8 +162,9 @@ def cluster_status(context: Context) -> Json:
 
 def _watch(context: Context) -> None:
     from holdfast.cli import render
+    from holdfast.cli.live import live
 
-    with render.live() as draw:
+    with live() as draw:
         while True:
             draw(render.cluster_page(cluster_status(context)))
             time.sleep(REFRESH_S)

@@ -7,14 +7,13 @@ this module is, which is when something is to be drawn.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import attrs
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.live import Live
 from rich.measure import Measurement
 from rich.padding import Padding
 from rich.progress import (
@@ -371,34 +370,6 @@ def _moment(at: float, now: float) -> str:
     away = duration(abs(at - now))
     distance = f"in {away}" if at > now else f"{away} ago"
     return f"{clock:%Y-%m-%d %H:%M:%S} ({distance})"
-
-
-@contextmanager
-def live() -> Iterator[Callable[[RenderableType], None]]:
-    """Yield what draws a page in the place of the one before, until the context ends.
-
-    Where nobody sees it being drawn, as in a pipe, each page that is another one is written.
-    """
-    if not out.is_terminal:
-        yield _show_changed()
-        return
-    with Live(console=out, auto_refresh=False, transient=False) as view:
-        yield lambda page: view.update(page, refresh=True)
-
-
-def _show_changed() -> Callable[[RenderableType], None]:
-    before = ""
-
-    def draw(page: RenderableType) -> None:
-        nonlocal before
-        with out.capture() as captured:
-            show(page)
-        if captured.get() != before:
-            before = captured.get()
-            show(page)
-            out.file.flush()
-
-    return draw
 
 
 @attrs.define

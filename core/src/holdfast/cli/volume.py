@@ -350,8 +350,9 @@ def watch(ctx: typer.Context, name: Name) -> None:
             if status != before:
                 put_json_line(status)
     from holdfast.cli import render
+    from holdfast.cli.live import live
 
-    with render.live() as draw:
+    with live() as draw:
         while True:
             draw(render.volume_page(status))
             time.sleep(POLL_S)
