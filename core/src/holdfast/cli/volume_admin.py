@@ -29,7 +29,7 @@ replicas = typer.Typer(
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The volume's name.")]
 EvictedNode = Annotated[
-    str | None, typer.Argument(metavar="[NODE]", help="The node whose copy is to go.")
+    str | None, typer.Argument(metavar="NODE", help="The node whose copy is to go.")
 ]
 NodeOption = Annotated[str | None, typer.Option("--node", metavar="NODE", help="The same.")]
 
@@ -48,7 +48,7 @@ def promote(
     ctx: typer.Context,
     name: Name,
     node: Annotated[
-        str | None, typer.Argument(metavar="[NODE]", help="Where the primary is to be.")
+        str | None, typer.Argument(metavar="NODE", help="Where the primary is to be.")
     ] = None,
     node_option: NodeOption = None,
     force: Annotated[
@@ -71,7 +71,7 @@ def move(
     ctx: typer.Context,
     name: Name,
     source: Annotated[
-        str | None, typer.Argument(metavar="[FROM]", help="The node that has a copy.")
+        str | None, typer.Argument(metavar="FROM", help="The node that has a copy.")
     ] = None,
     target: Annotated[
         str | None, typer.Argument(metavar="TO", help="The node that is to have it.")
