@@ -1,7 +1,11 @@
 """What an operator does to a running cluster, on real processes, while volumes are in use."""
 
 import json
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from tests.harness.cluster import RunningCluster
 from tests.harness.nbd import Command, NbdConnection
@@ -85,7 +89,27 @@ def test_nodes_without_room_for_md_say_so_and_keep_their_other_volumes(
     assert [step["volume"] for step in plan] == ["db"]
 
 
-def test_a_primary_moves_to_another_node(start_cluster: Start) -> None:
+@contextmanager
+def compute_only_node(cluster: RunningCluster, folder: Path) -> Iterator[str]:
+    """Run one more node, which keeps no copies, from a file in `folder`; yield its name."""
+    name = cluster.node("n1").settings()["cluster"]["name"]
+    folder.mkdir()
+    config = folder / "node.toml"
+    config.write_text(
+        f'[cluster]\nname = "{name}"\n[node]\nname = "c1"\ncompute_only = true\n'
+        f'[state.sqlite]\npath = "{cluster.dir / "state.db"}"\n'
+        '[transport.tcp]\nport = 0\n[frontend.nbd]\nlisten = "127.0.0.1:0"\n'
+    )
+    command = [sys.executable, "-P", "-m", "holdfast", "node", "run", "--config", str(config)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_until((folder / "control.sock").exists, 20, "the node to be ready")
+            yield "c1"
+        finally:
+            process.terminate()
+
+
+def test_a_primary_moves_to_another_node(start_cluster: Start, tmp_path: Path) -> None:
     cluster = start_cluster(nodes=4)
     cluster.create("db", "16MiB")
     source, target = cluster.primary("db"), cluster.bystanders("db")[0]
@@ -94,6 +118,13 @@ def test_a_primary_moves_to_another_node(start_cluster: Start) -> None:
     cluster.do("volume", "move", "db", source, target)
     wait_until(lambda: source not in nodes_of(cluster, "db"), 20, "the move")
     assert cluster.primary("db") == target
+    with compute_only_node(cluster, tmp_path / "c1") as consumer:
+        uri = cluster.do("volume", "url", "db", "--node", consumer).strip()
+        with NbdConnection(uri) as volume:
+            volume.call(Command.WRITE, 0, data=b"z" * CHUNK_BYTES)
+        for words in (("create", "x", "--size", "4MiB", "--node"), ("move", "db", target, "--to")):
+            refused = cluster.run("volume", *words, consumer)
+            assert (refused.code, "compute-only" in refused.err) == (6, True), refused.err
     cluster.wait_healthy("db")
     cluster.verify("db")
 

@@ -68,8 +68,8 @@ class ControlOptions:
     """`[control]`: how tools reach the daemon."""
 
     socket: str = attrs.field(default="", metadata={"path": True})
-    """The Unix socket of the control API, at most 107 bytes long; empty: `control.sock` in the
-    first data directory."""
+    """The Unix socket of the control API, at most 107 bytes long; empty: `control.sock` in the first
+    data directory, or beside this file where a compute-only node has none."""
 
 
 @attrs.frozen

@@ -58,7 +58,7 @@ from holdfast.units import MIB, Epoch, NodeName, VolumeId
 SESSION_TTL_S = 10.0
 """A node's lease in the store; replica links notice a dead primary sooner."""
 PUBLISH_S = 15.0
-"""How often free space is looked at and published when it has changed much."""
+"""How often free space and promises are looked at, and published when they have changed much."""
 GC_THRESHOLDS = (10_000, 20, 50)
 """Of the three generations: a batch makes some dozens of objects and forgets nearly all of them."""
 STOP_PATIENCE_S = 8.0
@@ -154,7 +154,7 @@ class Node:
             dial=self._dial_copy,
             spawn=self.tasks.spawn,
             heard=self._kick,
-            events=EventLog((roots[0] if roots else Path.cwd()) / eventlog.DIRECTORY, self.name),
+            events=EventLog(self._home() / eventlog.DIRECTORY, self.name),
             observing=self.observing,
             pace_limits=_pace_limits(self.config.sync),
             keeps=self.keeps,
@@ -308,7 +308,13 @@ class Node:
         """Return where the control API is served."""
         if self.config.control.socket:
             return Path(self.config.control.socket)
-        return Path(self.config.node.data[0]) / "control.sock"
+        return self._home() / "control.sock"
+
+    def _home(self) -> Path:
+        """Return where the node's own files are: what belongs to no copy."""
+        if self.config.node.data:
+            return Path(self.config.node.data[0])
+        return Path(self.config.source).absolute().parent
 
     async def _renew(self) -> None:
         """Keep the node's lease in the store alive; its own end is not the end of its volumes (R9)."""
@@ -333,7 +339,8 @@ class Node:
             await asyncio.sleep(PUBLISH_S)
             space = await asyncio.to_thread(self._space)
             moved = abs(space.free_bytes - self.record.free_bytes)
-            if moved > space.total_bytes / 100:
+            promised = self.record.promised_bytes != self._promised_bytes()
+            if moved > space.total_bytes / 100 or promised:
                 with contextlib.suppress(HoldfastError):
                     await self._publish(self.record.address, session=self.process)
 

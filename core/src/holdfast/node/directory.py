@@ -15,13 +15,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import difflib
+from collections import Counter
 from collections.abc import Callable
+
+import attrs
 
 from holdfast.errors import HoldfastError, NotFoundError, StateError
 from holdfast.interfaces.state import Change, StateStore
 from holdfast.model import GroupRecord, NodeRecord, VolumeSpec
 from holdfast.units import NodeName, VolumeId
 
+PRIMARY_WEIGHT = 2
+"""What a primary's copy counts beside a replica's, when work is spread."""
 SESSION_POLL_S = 2.0
 """How often the leases of nodes are looked at; replica links notice a dead primary sooner."""
 
@@ -76,6 +81,20 @@ class Directory:
                 raise
             self._take_spec(VolumeSpec.from_bytes(spec.value))
             return self.by_name(name)
+
+    def loaded(self) -> dict[NodeName, NodeRecord]:
+        """Return the nodes that live, with the copies that records name: fresher than what nodes say."""
+        copies: Counter[NodeName] = Counter()
+        promised: Counter[NodeName] = Counter()
+        for volume, (record, _) in self.groups.items():
+            spec = self.specs.get(volume)
+            for member in record.members:
+                copies[member.node] += PRIMARY_WEIGHT if member.copy == record.primary else 1
+                promised[member.node] += 0 if spec is None else spec.size_bytes
+        return {
+            name: attrs.evolve(node, copies=copies[name], promised_bytes=promised[name])
+            for name, node in self.alive.items()
+        }
 
     async def read_group(self, volume: VolumeId) -> tuple[GroupRecord | None, int]:
         """Read a group record from the store itself."""

@@ -65,7 +65,11 @@ def drain_plan(
                 step["why_not"] = "; ".join(reasons) or "no node is up"
             else:
                 there = nodes[placed.node]
-                nodes[placed.node] = attrs.evolve(there, copies=there.copies + 1)
+                nodes[placed.node] = attrs.evolve(
+                    there,
+                    copies=there.copies + 1,
+                    promised_bytes=there.promised_bytes + spec.size_bytes,
+                )
         steps.append(step)
     return steps
 

@@ -124,7 +124,7 @@ class Service:
     async def _drain_plan(self) -> list[Json]:
         directory = self._node.directory
         groups = {volume: record for volume, (record, _) in directory.groups.items()}
-        return drain_plan(self._node.name, directory.specs, groups, directory.alive)
+        return drain_plan(self._node.name, directory.specs, groups, directory.loaded())
 
     async def stop(self, *, handover: bool) -> None:
         """Begin a clean stop."""
@@ -283,10 +283,13 @@ class Service:
                 raise ConflictError(f"The copy of {name} on {source} is not being moved.")
         elif record.on_node(target) is not None:
             raise ConflictError(f"Node {target} has a copy of {name} already.")
-        if target not in self._node.directory.alive:
+        there = self._node.directory.alive.get(target)
+        if there is None:
             raise ConflictError(
                 f"Node {target} is not there.", hint="`holdfast node list` shows who is."
             )
+        if there.compute_only:
+            raise ConflictError(f"Node {target} is compute-only: it keeps no copies.")
         pump.feed(ev.MoveCopy(source, target))
         return await self._status(spec)
 

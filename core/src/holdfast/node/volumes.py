@@ -21,8 +21,8 @@ from holdfast.errors import ConflictError, NotFoundError, StateConflictError, Us
 from holdfast.interfaces.state import StateStore
 from holdfast.kernel import registry
 from holdfast.kernel.sections import VolumeDefaults
-from holdfast.model import READ_FROM, CopyState, GroupRecord, Member, NodeRecord, VolumeSpec
-from holdfast.node.directory import Directory
+from holdfast.model import READ_FROM, CopyState, GroupRecord, Member, VolumeSpec
+from holdfast.node.directory import PRIMARY_WEIGHT, Directory
 from holdfast.node.observing import Observing
 from holdfast.node.policies import Policies
 from holdfast.node.service import VolumeChanges, VolumeRequest
@@ -52,8 +52,6 @@ def check_name(name: str) -> None:
         )
 
 
-PRIMARY_WEIGHT = 2
-"""What a primary's copy counts beside a replica's, when work is spread."""
 _DRAWS = 32
 """Ids to choose from for a new volume where nodes have workers: all workers come up among them."""
 
@@ -242,12 +240,15 @@ class Volumes:
                 raise ConflictError(
                     f"Node {first!r} is not there.", hint="`holdfast node list` shows who is."
                 )
+            if alive[first].compute_only:
+                raise ConflictError(f"Node {first} is compute-only: it keeps no copies.")
             chosen.append(first)
         extra = {name: self._observing.score(spec, node) for name, node in alive.items()}
-        placed = place(alive, size_bytes=spec.size_bytes, taken=(), transport_to=spec.transport_to)
+        loaded = self._directory.loaded()
+        placed = place(loaded, size_bytes=spec.size_bytes, taken=(), transport_to=spec.transport_to)
         while len(chosen) <= spec.replicas:
             placed = place(
-                _with_load(alive, self._directory.groups),
+                loaded,
                 size_bytes=spec.size_bytes,
                 taken=chosen,
                 spread=spec.labels.get(SPREAD_LABEL, ""),
@@ -382,16 +383,3 @@ def _check_replicas(replicas: int) -> None:
         raise UsageError(
             f"A volume has 0 to {REPLICAS_MAX} replicas beside its primary, not {replicas}."
         )
-
-
-def _with_load(
-    nodes: Mapping[NodeName, NodeRecord],
-    groups: Mapping[VolumeId, tuple[GroupRecord, int]],
-) -> dict[NodeName, NodeRecord]:
-    """Return the nodes with the copies that records name, which is fresher than what nodes say."""
-    copies: dict[NodeName, int] = {}
-    for record, _ in groups.values():
-        for member in record.members:
-            weight = PRIMARY_WEIGHT if member.copy == record.primary else 1
-            copies[member.node] = copies.get(member.node, 0) + weight
-    return {name: attrs.evolve(n, copies=copies.get(name, 0)) for name, n in nodes.items()}
