@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import attrs
 
-from holdfast.errors import HoldfastError, NotFoundError, StateError
+from holdfast.errors import ConflictError, HoldfastError, NotFoundError, StateError
 from holdfast.interfaces.state import Change, StateStore
 from holdfast.model import GroupRecord, NodeRecord, VolumeSpec
 from holdfast.units import NodeName, VolumeId
@@ -81,6 +81,16 @@ class Directory:
                 raise
             self._take_spec(VolumeSpec.from_bytes(spec.value))
             return self.by_name(name)
+
+    def check_host(self, name: NodeName) -> None:
+        """Raise `ConflictError` when a node that an operator names cannot take a copy."""
+        node = self.alive.get(name)
+        if node is None:
+            raise ConflictError(
+                f"Node {name!r} is not there.", hint="`holdfast node list` shows who is."
+            )
+        if node.compute_only:
+            raise ConflictError(f"Node {name} is compute-only: it keeps no copies.")
 
     def loaded(self) -> dict[NodeName, NodeRecord]:
         """Return the nodes that live, with the copies that records name: fresher than what nodes say."""

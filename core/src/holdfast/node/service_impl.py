@@ -283,13 +283,7 @@ class Service:
                 raise ConflictError(f"The copy of {name} on {source} is not being moved.")
         elif record.on_node(target) is not None:
             raise ConflictError(f"Node {target} has a copy of {name} already.")
-        there = self._node.directory.alive.get(target)
-        if there is None:
-            raise ConflictError(
-                f"Node {target} is not there.", hint="`holdfast node list` shows who is."
-            )
-        if there.compute_only:
-            raise ConflictError(f"Node {target} is compute-only: it keeps no copies.")
+        self._node.directory.check_host(target)
         pump.feed(ev.MoveCopy(source, target))
         return await self._status(spec)
 

@@ -236,12 +236,7 @@ class Volumes:
         alive = self._directory.alive
         chosen: list[NodeName] = []
         if first is not None:
-            if first not in alive:
-                raise ConflictError(
-                    f"Node {first!r} is not there.", hint="`holdfast node list` shows who is."
-                )
-            if alive[first].compute_only:
-                raise ConflictError(f"Node {first} is compute-only: it keeps no copies.")
+            self._directory.check_host(first)
             chosen.append(first)
         extra = {name: self._observing.score(spec, node) for name, node in alive.items()}
         loaded = self._directory.loaded()
