@@ -146,6 +146,16 @@ def test_what_one_copy_could_have_answered_is_accepted() -> None:
     assert judge(write(1, 8, 7), write(2, 9, 8), read(3, 4, 8), read(5, 6, 7)) is None
 
 
+def test_a_write_that_was_given_up_comes_before_the_next_that_was_not_or_never() -> None:
+    given_up = Access(1, is_write=True, value=7, settled=5)
+    later = Access(4, is_write=True, value=8, end=5, settles=frozenset({1}))
+    assert judge(given_up, later, read(6, 7, 8)) is None
+    assert judge(given_up, read(2, 3, 7), later, read(6, 7, 8)) is None
+    assert judge(given_up, later, read(6, 7, 7)) is not None
+    assert judge(given_up, read(2, 3, 0), read(6, 7, 7)) is None
+    assert judge(given_up, read(6, 7, 0), read(8, 9, 7)) is not None
+
+
 def test_a_stale_read_is_found() -> None:
     assert judge(write(1, 2, 7), write(3, 4, 8), read(5, 6, 7)) is not None
 

@@ -7,9 +7,9 @@ from typing import Any
 from tests.simulation.planting import Patch, bug
 
 from holdfast.errors import FaultReason
-from holdfast.messages import RequestFlag
+from holdfast.messages import RequestFlag, SessionOpen
 from holdfast.sync import attachments, membership, primary
-from holdfast.sync.consumer import ConsumerSession
+from holdfast.sync.consumer import ConsumerSession, Hang, SessionPhase
 from holdfast.sync.leg import Leg
 from holdfast.sync.primary import PrimaryRole
 from holdfast.sync.replica import ReplicaRole
@@ -138,6 +138,51 @@ def forgetful_consumer(patch: Patch) -> None:
         return original(self, now)
 
     patch(ConsumerSession, "on_lost", on_lost)
+
+
+@bug()
+def late_answer(patch: Patch) -> None:
+    """Keep the link to the primary when a request is given up, and use its number anew."""
+    original = ConsumerSession.tick
+
+    def tick(self: ConsumerSession, now: float) -> Any:
+        was = self.phase
+        outcomes = original(self, now)
+        if was is SessionPhase.OPEN:
+            self.phase = was
+        return [outcome for outcome in outcomes if not isinstance(outcome, Hang)]
+
+    patch(ConsumerSession, "tick", tick)
+
+
+@bug()
+def given_up_and_sent(patch: Patch) -> None:
+    """Send to the next primary what was given up already."""
+
+    def forget(self: ConsumerSession, request_id: int) -> None:
+        self._since.pop(request_id, None)
+
+    patch(ConsumerSession, "_forget", forget)
+
+
+@bug(
+    *((4.0 + 2 * at, "clog2", "@writer", 0.1, 0.45) for at in range(9)),
+    nodes=3,
+    replicas=1,
+    depth=8,
+    think_s=0.01,
+    deadline_s=0.3,
+)
+def older_link_counts(patch: Patch) -> None:
+    """Take what is left on an older link of a session after what it sends on its newer one."""
+    original = attachments.Attachments.add
+
+    def add(self: attachments.Attachments, link: Any, hello: SessionOpen, _out: Any) -> None:
+        kept = dict(self.open)
+        original(self, link, hello, [])
+        self.open.update(kept)
+
+    patch(attachments.Attachments, "add", add)
 
 
 @bug()

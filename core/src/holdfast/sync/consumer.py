@@ -221,7 +221,7 @@ class ConsumerSession:
                 if self.phase is SessionPhase.OPEN:
                     # The consumer may use these numbers anew, and an answer that is still under way
                     # must not be taken for that of another request: it is left behind on the old
-                    # link, and what was sent there is fenced by the next generation.
+                    # link, and what was sent there is dropped when the primary takes the next one.
                     self.phase = SessionPhase.SEEKING
                     self.retry_at = now
                     outcomes.append(Hang())

@@ -4,7 +4,8 @@ Every write carries a value that is unique for its block, so a read names the wr
 check is Wing and Gong's search in the just-in-time form: walk the history in order, keep the set of
 states that could be (value, which unanswered writes have taken effect), and prune at every answer.
 Reads cost no branching: they take effect as soon as the value fits. A write that was never answered,
-or answered with an error, may take effect at any time after it was asked for, or never.
+or answered with an error, may take effect at any time after it was asked for, or never; but not
+behind what its session has asked for after the error, once that was answered well (R7).
 
 A power loss of every in-sync copy at once is part of the history: acknowledged writes that no flush
 covered may be undone by it, flushed ones may not (I4). A block that was ever read torn, a mixture of
@@ -57,6 +58,10 @@ class Access:
     time: float = 0.0
     durable: bool = False
     """A FUA write."""
+    settled: int = NEVER
+    """Of a write without a good answer: the place by which it has taken effect, or never will."""
+    settles: frozenset[int] = frozenset()
+    """Starts of writes that had failed when this one was asked for: none takes effect behind it."""
 
 
 @define(eq=False)
@@ -122,6 +127,8 @@ def check_block(
                 a.end,
                 a.time,
                 a.durable,
+                a.settled,
+                a.settles,
             )
             for a in accesses
         ]
@@ -145,6 +152,8 @@ def _check_register(
         events.append((access.start, 0, access))
         if access.end != NEVER:
             events.append((access.end, 1, access))
+        elif access.settled != NEVER:
+            events.append((access.settled, 3, access))
     events.sort(key=lambda event: event[0])
     states: set[tuple[Value, frozenset[int]]] = {(0, frozenset())}
     pending: dict[int, Access] = {}
@@ -172,6 +181,11 @@ def _check_register(
                 for value in values
                 for subset in subsets
             }
+        elif what == 3:
+            assert accessed is not None
+            never = {state for state in states if accessed.start not in state[1]}
+            states = never | _answered(states, accessed, pending)
+            del pending[accessed.start]
         else:
             assert accessed is not None
             states = _answered(states, accessed, pending)
@@ -199,7 +213,8 @@ def _answered(
             continue
         for start, other in pending.items():
             if other.is_write and start not in done:
-                after = _with_reads((other.value, done | {start}), pending)
+                over = {start, *(other.settles & pending.keys())}
+                after = _with_reads((other.value, done | over), pending)
                 if after not in visited:
                     visited.add(after)
                     todo.append(after)

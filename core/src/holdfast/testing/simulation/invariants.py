@@ -7,7 +7,7 @@ what concerns a whole history is checked when the world has come to rest.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from attrs import define, field
@@ -27,6 +27,7 @@ from holdfast.units import BLOCK_BYTES, CHUNK_BYTES, REGION_BYTES, CopyId, NodeN
 
 if TYPE_CHECKING:
     from holdfast.testing.simulation.pump import Pump
+    from holdfast.testing.simulation.workload import Asked
     from holdfast.testing.simulation.world import World
 
 _WRITES = frozenset({RequestKind.WRITE, RequestKind.DISCARD, RequestKind.ZERO})
@@ -60,32 +61,35 @@ class Invariants:
 
     # -- whenever a primary answers ----------------------------------------------------------------
 
-    def on_replies(self, pump: Pump, replies: Sequence[Reply]) -> None:
-        """A primary answers requests: I1, I2 and the flush half of I4."""
+    def on_replies(
+        self, pump: Pump, asked_for: Mapping[int, Asked], replies: Sequence[Reply]
+    ) -> None:
+        """A primary answers what was asked on one link: I1, I2 and the flush half of I4."""
         world = self.world
         stored = world.store.records.get(pump.volume)
         if stored is None:
             return
         record = stored[0]
         for reply in replies:
-            asked = world.requests.get(reply.id)
+            asked = asked_for.get(reply.id)
             if reply.errno or asked is None:
                 continue
             self._alone(pump)
-            volume, request, accesses, session = asked
+            request = asked.request
             if world.observer is not None:
                 world.observer.on_answer(
                     pump, request, value_of(bytes(reply.data)) if reply.data else None
                 )
             if request.kind in _WRITES:
                 self._acknowledged(pump, record)
-                self._is_writer(pump, session)
-                for at, access in enumerate(accesses):
+                self._is_writer(pump, asked.session)
+                for at, access in enumerate(asked.accesses):
                     block = request.offset // BLOCK_BYTES + at
-                    self._holds(volume, record, block, access.value, access.start)
+                    self._holds(pump.volume, record, block, access.value, access.start)
             elif request.kind == RequestKind.FLUSH:
                 self._acknowledged(pump, record)
-                self._flushed(volume, record, request.id)
+                disks = self.in_sync_disks(record)
+                self._are_stable(pump.volume, disks, asked.start, "is acknowledged")
 
     def _acknowledged(self, pump: Pump, record: GroupRecord) -> None:
         ctx = pump.member.ctx
@@ -162,15 +166,10 @@ class Invariants:
                     f"{record.epoch}, but the in-sync copy on {node} holds {have}",
                 )
 
-    def _flushed(self, volume: VolumeId, record: GroupRecord, request_id: int) -> None:
-        """I4: what was acknowledged before a flush is stable in every in-sync copy after it."""
-        asked = self.world.flush_starts.get(request_id)
-        if asked is not None:
-            self._are_stable(volume, self.in_sync_disks(record), asked, "is acknowledged")
-
     def _are_stable(
         self, volume: VolumeId, disks: Iterable[tuple[NodeName, CopyDisk]], asked: int, what: str
     ) -> None:
+        """I4: what was acknowledged before a flush was asked for is stable on these disks."""
         sick = self.damage.ever.get(volume, set())
         lacks = not_kept(self.world.history.of(volume), disks, asked, sick)
         if lacks is not None:

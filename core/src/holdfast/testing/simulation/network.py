@@ -17,6 +17,7 @@ from holdfast.messages import Hello, Message
 from holdfast.units import NodeName
 
 if TYPE_CHECKING:
+    from holdfast.testing.simulation.workload import Asked
     from holdfast.testing.simulation.world import World
 
 CONNECT_TIMEOUT_S = 3.0
@@ -54,6 +55,8 @@ class End:
     stalled: deque[tuple[Message, ...] | None] = field(factory=deque)
     cut: bool = False
     """Nothing more arrives here."""
+    asked: dict[int, Asked] = field(factory=dict)
+    """What a consumer has asked through this end and was not answered through it, by number."""
 
 
 @define(eq=False)

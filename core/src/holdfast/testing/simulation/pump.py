@@ -154,7 +154,8 @@ class Pump:
             return
         end = self.links.get(effect.link)
         if end is not None:
-            self.process.world.invariants.on_replies(self, effect.replies)
+            assert end.peer is not None
+            self.process.world.invariants.on_replies(self, end.peer.asked, effect.replies)
             self.process.world.network.send(end, (Replies(tuple(effect.replies)),))
 
     def _open_link(self, effect: ev.OpenLink) -> None:

@@ -1,17 +1,32 @@
-"""Consumers: writer sessions that write unique values, read, flush and discard, at some depth."""
+"""Consumers: writer sessions that write unique values, read, flush and discard, at some depth.
+
+Those with an I/O deadline number their requests as an NVMe host does: by the least number that stands
+for nothing they wait for. So an answer that is late may meet another request under its number.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from attrs import define, field
 
-from holdfast.messages import Message, Reply, Request, RequestFlag, RequestKind, SessionOpen
+from holdfast.messages import (
+    Message,
+    Replies,
+    Reply,
+    Request,
+    RequestFlag,
+    RequestKind,
+    Requests,
+    SessionOpen,
+)
 from holdfast.model import Access, GroupRecord
 from holdfast.sync import consumer
 from holdfast.sync.consumer import ConsumerSession, SessionPhase
 from holdfast.testing.simulation import history as hist
+from holdfast.testing.simulation.invariants import Violation
 from holdfast.testing.simulation.network import End
 from holdfast.units import BLOCK_BYTES, VolumeId
 
@@ -19,6 +34,7 @@ if TYPE_CHECKING:
     from holdfast.testing.simulation.node import Process
 
 _WRITES = frozenset({RequestKind.WRITE, RequestKind.DISCARD, RequestKind.ZERO})
+_READS = frozenset({RequestKind.READ, RequestKind.EXTENTS})
 
 
 @define
@@ -37,6 +53,19 @@ class Load:
     """Never two unanswered requests on one block, as file systems have it."""
     hot_part: float = 0.8
     """The part of the requests that begin at hot blocks; the others begin anywhere."""
+    deadline_s: float | None = None
+    """How long a request may wait before it is given up; None: for ever."""
+
+
+@define(eq=False)
+class Asked:
+    """One request, from when it is made until it is answered."""
+
+    request: Request
+    session: str
+    start: int
+    """Place in the order of all that consumers did and were told."""
+    accesses: list[hist.Access]
 
 
 @define(eq=False)
@@ -47,12 +76,14 @@ class Client:
     volume: VolumeId
     load: Load
     session: ConsumerSession | None = None
-    asked: dict[int, tuple[Request, list[hist.Access], int]] = field(factory=dict)
-    """By request id: the request, its accesses, its start."""
+    asked: dict[int, Asked] = field(factory=dict)
+    """What was not answered, by number."""
     force_next: bool = False
     read_only: bool = False
     _end: End | None = None
     _tick_at: float = float("inf")
+    _unsettled: list[tuple[int, hist.Access]] = field(factory=list)
+    """Writes of this session that were answered with an error, and when."""
 
     # -- sessions ----------------------------------------------------------------------------------
 
@@ -74,8 +105,10 @@ class Client:
                 read_only=self.read_only,
                 force=self.force_next,
                 resume_generation=0,
-            )
+            ),
+            deadline_s=self.load.deadline_s,
         )
+        self._unsettled.clear()
         self.force_next = False
         known = process.records.get(self.volume)
         if known is not None and known[0] is not None:
@@ -130,8 +163,7 @@ class Client:
                     network.close(self._end)
                     self._end = None
             elif isinstance(outcome, consumer.Tell):
-                if self._end is not None:
-                    network.send(self._end, outcome.messages)
+                self._send(outcome.messages)
             elif isinstance(outcome, consumer.Answer):
                 self.on_replies(outcome.replies)
             elif isinstance(outcome, consumer.Changed):
@@ -146,6 +178,23 @@ class Client:
         session = self.session
         if session is not None and session.phase is SessionPhase.SEEKING:
             self._tick_later(session.retry_at)
+        if session is not None and session.gives_up_at is not None:
+            self._tick_later(session.gives_up_at)
+
+    def _send(self, messages: Sequence[Message]) -> None:
+        """Send on the link, if it stands; no number there ever means two requests at a time (R7)."""
+        end = self._end
+        if end is None:
+            return
+        for message in messages:
+            if isinstance(message, Requests):
+                for request in message.requests:
+                    asked = self.asked.get(request.id)
+                    if asked is None:
+                        raise Violation("R7", f"{request.id} was answered and is sent again")
+                    if end.asked.setdefault(request.id, asked) is not asked:
+                        raise Violation("R7", f"{request.id} means another request on its link")
+        self.process.world.network.send(end, messages)
 
     def _session_again(self) -> None:
         if self.session is None:
@@ -171,6 +220,10 @@ class Client:
 
     def _on_messages(self, end: End, messages: Sequence[Message]) -> None:
         if end is self._end and self.session is not None:
+            for message in messages:
+                if isinstance(message, Replies):
+                    for reply in message.replies:
+                        end.asked.pop(reply.id, None)
             self._do(self.session.on_messages(messages, self._now()))
 
     def _on_lost(self, end: End, _gone: bool, _sentence: str) -> None:
@@ -198,12 +251,11 @@ class Client:
     def _submit(self, requests: Sequence[Request]) -> None:
         assert self.session is not None
         message = self.session.submit(requests, self._now())
-        if message is not None:
-            self._do([consumer.Tell((message,))])
+        self._do([] if message is None else [consumer.Tell((message,))])
 
     def on_unserved(self, requests: Sequence[Request]) -> None:
         """The copy on this node does not answer these."""
-        wanted = [request for request in requests if request.id in self.asked]
+        wanted = [each for each in requests if each.id in self.asked]
         session = self.session
         if wanted and session is not None and session.phase is not SessionPhase.CLOSED:
             self._submit(wanted)
@@ -244,7 +296,8 @@ class Client:
         return self._make(RequestKind.WRITE, first, count, fua)
 
     def _is_busy(self, first: int, count: int) -> bool:
-        for request, _, _ in self.asked.values():
+        for asked in self.asked.values():
+            request = asked.request
             start = request.offset // BLOCK_BYTES
             if start < first + count and first < start + request.length // BLOCK_BYTES:
                 return True
@@ -254,9 +307,12 @@ class Client:
         world = self.process.world
         history = world.history.of(self.volume)
         start = world.history.tick()
-        request_id = world.draw_id()
+        drawn = world.draw_id()
+        number = drawn
+        if self.load.deadline_s is not None:
+            number = next(n for n in itertools.count(1) if n not in self.asked)
         is_write = kind in _WRITES
-        value = request_id if kind == RequestKind.WRITE else 0
+        value = drawn if kind == RequestKind.WRITE else 0
         accesses: list[hist.Access] = []
         for block in range(first, first + count):
             access = hist.Access(
@@ -269,13 +325,9 @@ class Client:
         if value:
             history.writers[value] = accesses[0]
         data = hist.block_of(value) * count if value else b""
-        request = Request(
-            request_id, int(kind), flags, first * BLOCK_BYTES, count * BLOCK_BYTES, data
-        )
-        self.asked[request_id] = (request, accesses, start)
+        request = Request(number, int(kind), flags, first * BLOCK_BYTES, count * BLOCK_BYTES, data)
         assert self.session is not None
-        world.requests[request_id] = (self.volume, request, accesses, self.session.hello.session)
-        world.flush_started(request, start)
+        self.asked[number] = Asked(request, self.session.hello.session, start, accesses)
         return request
 
     def on_replies(self, replies: Sequence[Reply]) -> None:
@@ -284,16 +336,35 @@ class Client:
         for reply in replies:
             asked = self.asked.pop(reply.id, None)
             if asked is None:
-                continue
+                raise Violation(
+                    "R7", f"{self.volume}: {reply.id} is answered, and nothing is asked"
+                )
             world.answered += 1
-            request, accesses, start = asked
-            if reply.errno:
-                continue  # Whether it took place is not known.
+            request, accesses = asked.request, asked.accesses
             end = world.history.tick()
+            if reply.errno:
+                # Whether it took place is not known.
+                self._unsettled.extend((end, each) for each in accesses if each.is_write)
+                continue
+            if self._unsettled and request.kind not in _READS:
+                self._settle(asked, end)
             if request.kind == RequestKind.FLUSH:
-                world.history.of(self.volume).flushes.append((start, end))
+                world.history.of(self.volume).flushes.append((asked.start, end))
             for number, access in enumerate(accesses):
                 access.end = end
                 if not access.is_write:
                     at = number * BLOCK_BYTES
                     access.value = hist.value_of(bytes(reply.data[at : at + BLOCK_BYTES]))
+
+    def _settle(self, asked: Asked, end: int) -> None:
+        """A change has taken place: what had failed when it was asked for has as well, or never will.
+
+        A primary orders what it takes, and whatever was on its way through older links is dropped. That
+        a read was answered says nothing: it waits for writes of its own place alone.
+        """
+        over = [access for failed, access in self._unsettled if failed < asked.start]
+        for access in over:
+            access.settled = end
+        for access in asked.accesses:
+            access.settles = frozenset(each.start for each in over)
+        self._unsettled = [each for each in self._unsettled if each[0] > asked.start]

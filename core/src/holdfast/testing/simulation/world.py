@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from attrs import define, evolve, field, frozen
 
-from holdfast.messages import Request, RequestKind
 from holdfast.model import CopyState, GroupRecord, Member, VolumeSpec
 from holdfast.sync.events import ForcePromote
 from holdfast.sync.healing import PolicyOf
@@ -43,6 +42,8 @@ EVENTS_PER_S_MAX = 20_000
 SCRUB_WITHIN_S = 5.0
 LOCAL_READS = 0.3
 """The part of the seeds in whose worlds consumers read from copies on their own nodes."""
+DEADLINES = 0.25
+"""The part of the seeds in whose worlds consumers give requests up that wait for too long."""
 REST_WITHIN_S = 90.0
 """I7's bound: declared redundancy is back this long after the last fault (virtual seconds)."""
 
@@ -72,6 +73,8 @@ class Config:
     load_after_s: float = 3.0
     timing: Timing = field(factory=Timing)
     skew: float = 0.02
+    deadline_s: float = 0.0
+    """How long requests may wait before their consumers are told an error; 0: for ever."""
     policy: str = "alwayson"
     policy_of: PolicyOf = policy_of
     keep_trace: bool = True
@@ -99,9 +102,6 @@ class World:
     store: Store = field(init=False)
     history: hist.History = field(factory=hist.History)
     invariants: Invariants = field(init=False)
-    requests: dict[int, tuple[VolumeId, Request, list[hist.Access], str]] = field(factory=dict)
-    """By id: where it was asked for, what, what it touches, and the session that asked."""
-    flush_starts: dict[int, int] = field(factory=dict)
     loads: dict[VolumeId, Load] = field(factory=dict)
     homes: dict[VolumeId, tuple[NodeName, ...]] = field(factory=dict)
     observer: Observer | None = None
@@ -194,7 +194,13 @@ class World:
             for offset in range(8)
         )
         self.loads[volume] = Load(
-            config.depth, config.think_s, hot, blocks, config.reads, ordered=config.ordered
+            config.depth,
+            config.think_s,
+            hot,
+            blocks,
+            config.reads,
+            ordered=config.ordered,
+            deadline_s=config.deadline_s or None,
         )
         self.homes[volume] = tuple(
             self.rng.sample(list(self.machines), min(config.clients, len(self.machines)))
@@ -337,17 +343,13 @@ class World:
                     digest.update(f"{volume} {block} {a.start} {a.end} {a.value}".encode())
         return digest.hexdigest()
 
-    def flush_started(self, request: Request, start: int) -> None:
-        """Remember when a flush was asked for."""
-        if request.kind == RequestKind.FLUSH:
-            self.flush_starts[request.id] = start
-
 
 def drawn_config(seed: int) -> Config:
     """Return the shape of the world that `seed` stands for."""
     rng = random.Random(f"{seed}/shape")
     nodes = rng.choice((2, 3, 3, 4, 4, 5))
     reading = random.Random(f"{seed}/reading")
+    waiting = random.Random(f"{seed}/waiting")
     return Config(
         seed=seed,
         nodes=nodes,
@@ -359,4 +361,5 @@ def drawn_config(seed: int) -> Config:
         policy=rng.choice(("alwayson", "alwayson", "alwayson", "hard")),
         ordered=rng.random() < 0.75,
         readers=reading.choice((1, 2, nodes)) if reading.random() < LOCAL_READS else 0,
+        deadline_s=waiting.choice((0.05, 0.5, 2.0, 6.0)) if waiting.random() < DEADLINES else 0.0,
     )

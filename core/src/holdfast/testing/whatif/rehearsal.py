@@ -194,10 +194,10 @@ class LayoutWorld(World):
     def _waits(self, volume: VolumeId) -> bool:
         """Whether the consumer has been waiting for an answer for longer than it should."""
         return any(
-            accesses and self.now - accesses[0].time > LOOK_S
+            asked.accesses and self.now - asked.accesses[0].time > LOOK_S
             for process in self.processes()
             for client in process.clients.get(volume, ())
-            for _, accesses, _ in client.asked.values()
+            for asked in client.asked.values()
         )
 
 
