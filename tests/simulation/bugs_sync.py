@@ -106,6 +106,28 @@ def join_unflushed(patch: Patch) -> None:
     patch(Syncing, "_on_equal", on_equal)
 
 
+@bug(
+    # The copy flushes what a primary has sent to it alone when that primary dies; the next one, which
+    # knows of nothing that high, counts on from a lower number.
+    (5.0, "wipe", "@replica", 0.3, 0.5),
+    (5.46, "kill", "@primary", 9.0, 0.5),
+    nodes=3,
+    depth=16,
+    think_s=0.2,
+    reads=0.1,
+    flush_s=4.0,
+)
+def flush_of_before(patch: Patch) -> None:
+    """Count a flush that was asked for under an earlier primary for what the present one has sent."""
+    original = DiskQueue.restart_at
+
+    def restart_at(self: DiskQueue, before: Position) -> None:
+        original(self, before)
+        self._stale_flush = False
+
+    patch(DiskQueue, "restart_at", restart_at)
+
+
 @bug()
 def empty_holes(patch: Patch) -> None:
     """Take every chunk of a tree comparison for equal."""

@@ -274,7 +274,7 @@ class Pump:
             disk.flush_done(mark)
             return ev.Flushed(effect.token)
 
-        self._run_beside("flush", 0.001, work)
+        self._run_beside("flush", self.process.world.config.flush_s, work)
 
     def _read(self, effect: ev.ReadDisk) -> None:
         def work() -> Event:

@@ -44,6 +44,8 @@ LOCAL_READS = 0.3
 """The part of the seeds in whose worlds consumers read from copies on their own nodes."""
 DEADLINES = 0.25
 """The part of the seeds in whose worlds consumers give requests up that wait for too long."""
+SLOW_FLUSHES = 0.15
+"""The part of the seeds in whose worlds a disk has to turn before a flush is over."""
 REST_WITHIN_S = 90.0
 """I7's bound: declared redundancy is back this long after the last fault (virtual seconds)."""
 
@@ -75,6 +77,8 @@ class Config:
     skew: float = 0.02
     deadline_s: float = 0.0
     """How long requests may wait before their consumers are told an error; 0: for ever."""
+    flush_s: float = 0.001
+    """How long a disk takes for a flush, on average."""
     policy: str = "alwayson"
     policy_of: PolicyOf = policy_of
     keep_trace: bool = True
@@ -350,6 +354,7 @@ def drawn_config(seed: int) -> Config:
     nodes = rng.choice((2, 3, 3, 4, 4, 5))
     reading = random.Random(f"{seed}/reading")
     waiting = random.Random(f"{seed}/waiting")
+    flushing = random.Random(f"{seed}/flushing")
     return Config(
         seed=seed,
         nodes=nodes,
@@ -362,4 +367,5 @@ def drawn_config(seed: int) -> Config:
         ordered=rng.random() < 0.75,
         readers=reading.choice((1, 2, nodes)) if reading.random() < LOCAL_READS else 0,
         deadline_s=waiting.choice((0.05, 0.5, 2.0, 6.0)) if waiting.random() < DEADLINES else 0.0,
+        flush_s=0.05 if flushing.random() < SLOW_FLUSHES else 0.001,
     )
