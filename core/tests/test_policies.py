@@ -21,3 +21,5 @@ def test_what_is_prepared_is_imported_no_more_when_a_copy_takes_over(
         policies.of(unknown)
     monkeypatch.setattr(registry, "load", lambda *_: pytest.fail("imported when it is needed"))
     assert policies.of(spec).nodes_min(spec.replicas) == 4
+    assert policies.of(attrs.evolve(spec, policy_options={"grace_s": 4.0})).nodes_min(1) == 3
+    assert policies.options("hard", {"grace_s": "4"}) == {"grace_s": 4.0}

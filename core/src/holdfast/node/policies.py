@@ -24,18 +24,26 @@ class Policies:
         """Remember what the configuration sets for each policy."""
         self._defaults = defaults
         self._made: dict[tuple[str, str], Policy] = {}
+        self._drivers: dict[str, Any] = {}
 
     def of(self, spec: VolumeSpec) -> Policy:
         """Return the policy of a volume."""
         key = (spec.policy, repr(sorted(spec.policy_options.items())))
         policy = self._made.get(key)
         if policy is None:
-            driver = registry.load("policy", spec.policy)
+            driver = self._driver(spec.policy)
             options = options_from_mapping(
                 driver.Options, spec.policy_options, where=f"the policy of {spec.name}"
             )
             policy = self._made[key] = driver(options)
         return policy
+
+    def _driver(self, name: str) -> Any:
+        """Return a driver; each is looked for once, for that goes through all distributions."""
+        driver = self._drivers.get(name)
+        if driver is None:
+            driver = self._drivers[name] = registry.load("policy", name)
+        return driver
 
     def prepare(self, specs: Iterable[VolumeSpec]) -> None:
         """Make the policies of volumes, as far as they can be made; in a thread.
@@ -49,7 +57,7 @@ class Policies:
 
     def options(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options of a new volume, typed: the configuration's, then `given`."""
-        driver = registry.load("policy", name)
+        driver = self._driver(name)
         typed = {k: v for k, v in given.items() if not isinstance(v, str)}
         texts = {k: v for k, v in given.items() if isinstance(v, str)}
         parsed = options_from_strings(driver.Options, texts) if texts else None
@@ -62,7 +70,7 @@ class Policies:
 
     def refuse(self, name: str, declared: int, options: Mapping[str, Any]) -> None:
         """Raise `UsageError` when the policy cannot go with so many replicas."""
-        driver = registry.load("policy", name)
+        driver = self._driver(name)
         made = options_from_mapping(driver.Options, options, where=f"--set of policy {name}")
         reason = driver.refuse(declared, made)
         if reason is not None:
