@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.errors import CopyError
+from holdfast.errors import CopyError, FaultReason
 from holdfast.local.copy_store import FileCopyStore, create_copy
 from holdfast.messages import DATA_LEVEL, Op, OpKind, Request, RequestKind
 from holdfast.node import disk_work
@@ -82,6 +82,24 @@ async def test_a_flush_runs_on_the_loop_only_where_flushes_take_no_time(
         work.close()
         await work.drain()
     assert not failures
+
+
+@pytest.mark.parametrize("reason", [FaultReason.NO_SPACE, FaultReason.IO_ERROR])
+async def test_no_copy_is_lost_for_want_of_room_for_a_hash(
+    reason: FaultReason, store: FileCopyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: asyncio.Queue[int | CopyError] = asyncio.Queue()
+
+    def fail(_limit: int) -> int:
+        raise CopyError("It fails.", reason=reason)
+
+    monkeypatch.setattr(store, "refresh_hashes", fail)
+    with ThreadPoolExecutor(1) as executor:
+        work = DiskWork(store, executor, lambda _: None, lambda _: None, told.put_nowait)
+        work.refresh(16, told.put_nowait)
+        assert (await told.get() == 0) is (reason is FaultReason.NO_SPACE)
+        work.close()
+        await work.drain()
 
 
 async def test_holes_are_not_read_to_be_hashed(

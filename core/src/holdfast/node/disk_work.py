@@ -301,7 +301,15 @@ class DiskWork:
 
     def refresh(self, limit: int, done: Callable[[int], None]) -> None:
         """Recompute up to `limit` stale hashes in a thread, then tell how many are still stale."""
-        self._in_thread(lambda: self._store.refresh_hashes(limit), done)
+        self._in_thread(partial(self._refresh, limit), done)
+
+    def _refresh(self, limit: int) -> int:
+        try:
+            return self._store.refresh_hashes(limit)
+        except CopyError as error:
+            if error.reason is not FaultReason.NO_SPACE:
+                raise
+            return 0  # No copy is lost for want of a hash; it is tried again after the next write.
 
     def map(self, effect: ev.MapDisk) -> None:
         """List holes and data by chunk, then `MapDone`."""
