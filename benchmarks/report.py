@@ -27,6 +27,11 @@ GOALS: dict[str, dict[tuple[str, ...], float]] = {
 }
 """Job to peers, and how many times the rate of the better one is aimed at."""
 
+P50_GOALS = {"randwrite-d1": ("nbdkit", 2.4)}
+"""Job to a peer, and how many times its median latency ours may be."""
+CPU_GOALS_US = {"randwrite-d16": 75.0}
+"""Job to the processor time that client and servers together may take for one request."""
+
 
 @attrs.define
 class Report:
@@ -150,6 +155,14 @@ class Report:
                     rows.append(
                         f"| {job} | {' or '.join(peers)} | {goal:g} | {times:.2f} | {verdict} |"
                     )
+        for job, (peer, goal) in P50_GOALS.items():
+            ours, theirs_us = (self.median(each, job, lambda f: f.p50_us) for each in (OURS, peer))
+            if ours is not None and theirs_us:
+                rows.append(_at_most(job, f"p50 of {peer}, at most", goal, ours / theirs_us))
+        for job, goal in CPU_GOALS_US.items():
+            spent = self.median(OURS, job, lambda f: f.server_cpu_us + f.client_cpu_us)
+            if spent is not None:
+                rows.append(_at_most(job, "us of processor time, at most", goal, spent))
         head = [
             "**Goals**",
             "",
@@ -157,3 +170,8 @@ class Report:
             "|---|---|--:|--:|---|",
         ]
         return ["\n".join([*head, *rows])] if rows else []
+
+
+def _at_most(job: str, what: str, goal: float, value: float) -> str:
+    verdict = "reached" if value <= goal else "MISSED"
+    return f"| {job} | {what} | {goal:g} | {value:.2f} | {verdict} |"

@@ -25,8 +25,15 @@ def test_a_goal_is_held_against_the_better_of_several_peers() -> None:
     assert "| randwrite-d16 | quorum or mirror | 5 | 4.98 | MISSED |" in text
 
 
+def test_latency_and_processor_time_have_limits() -> None:
+    text = report({OURS: 1000.0}).text()
+    assert "| randwrite-d16 | us of processor time, at most | 75 | 40.00 | reached |" in text
+    text = report({"nbdkit": 100.0, OURS: 50.0}, "randwrite-d1").text()
+    assert "| randwrite-d1 | p50 of nbdkit, at most | 2.4 | 1.00 | reached |" in text
+
+
 def test_nothing_is_said_of_goals_whose_peer_was_not_measured() -> None:
-    assert "Goals" not in report({OURS: 1000.0}).text()
+    assert "Goals" not in report({OURS: 1000.0}, "randread-d32").text()
 
 
 def test_the_median_of_the_rounds_counts() -> None:

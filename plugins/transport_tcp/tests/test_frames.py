@@ -451,6 +451,17 @@ def test_data_that_does_not_compress_goes_stored_for_a_while_and_is_tried_again(
     assert counters.frames_stored == stored
 
 
+def test_half_compressible_writes_take_little_more_than_half() -> None:
+    rng = random.Random(3)
+    block = 4 * KIB
+    ops = [
+        m.Op(1, at * block, block, rng.randbytes(block // 2).ljust(block, b"\0"))
+        for at in range(16)
+    ]
+    sent = encoded([m.Batch(Epoch(1), Sequence(1), Sequence(0), ops)], "lz4")
+    assert len(sent) <= 0.55 * 16 * block
+
+
 def test_small_frames_are_never_compressed() -> None:
     beat = m.Heartbeat(1, 1, None, 0.0)
     assert encoded([beat], "lz4") == encoded([beat])
