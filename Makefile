@@ -121,7 +121,7 @@ explore: $(VENV)/.developer
 	@$(BIN)/python -m holdfast.testing.explorer $(EXPLORE)
 
 # Root, QEMU and some minutes; the kernel is Debian's, the programs are this machine's.
-GUEST ?= $(addprefix plugins/transport_nvmeof/tests/,test_md_kernel.py test_kernel.py test_nvmet.py)
+GUEST ?= $(addprefix plugins/transport_nvmeof/tests/,test_md_kernel.py test_md_cluster.py test_kernel.py test_nvmet.py)
 .PHONY: guest
 guest: setup
 	$(BIN)/python -m tests.guest $(abspath $(BIN))/python -m pytest -p no:cacheprovider -v -rs $(GUEST)

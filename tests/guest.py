@@ -127,7 +127,7 @@ def _build(tree: Path, modules: Path, command: list[str], initrd: Path) -> None:
     lines = [f"{name} nr_devices=0" if "null_blk" in name else name for name in names]
     (tree / "modules/order").write_text("\n".join(lines) + "\n")
     settings = (
-        "PATH=/usr/sbin:/usr/bin:/sbin:/bin TMPDIR=/run HOME=/run PYTHONDONTWRITEBYTECODE=1 "
+        "PATH=/usr/sbin:/usr/bin:/sbin:/bin TMPDIR=/run HOME=/run "
         "HYPOTHESIS_STORAGE_DIRECTORY=/run/hypothesis"
     )
     here = shlex.quote(str(Path.cwd()))
