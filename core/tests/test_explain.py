@@ -2,6 +2,7 @@
 
 import json
 
+import attrs
 import pytest
 from core.tests.groups import VOLUME, Group, policy_of
 
@@ -12,6 +13,7 @@ from holdfast.node.explain import explain
 from holdfast.node.service import Json
 from holdfast.testing.simulation import faults as flt
 from holdfast.testing.simulation.world import World, drawn_config
+from holdfast.units import MIB
 
 
 def sentences(told: Json) -> str:
@@ -140,6 +142,19 @@ def test_a_failed_disk_is_why() -> None:
     assert told["health"] == "offline"
     assert "disk" in sentences(told)
     assert "opened anew" in sentences(told)
+
+
+def test_a_full_disk_is_told_before_and_between_its_failures() -> None:
+    group = Group(1)
+    node = group.replica_nodes[0]
+    known, session = group.world.store.nodes[node]
+    group.world.store.nodes[node] = (
+        attrs.evolve(known, capacity_bytes=MIB, free_bytes=4096),
+        session,
+    )
+    told = group.explain()
+    assert f"{node} has 4 KiB left for data; what needs more fails there." in told["why"]
+    assert f"Make room on {node}" in sentences(told)
 
 
 def test_a_change_that_waits_for_the_store_is_told() -> None:

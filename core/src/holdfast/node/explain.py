@@ -24,8 +24,10 @@ from holdfast.sync.leg import Leg, Phase
 from holdfast.sync.member import GroupMember
 from holdfast.sync.peers import Timing
 from holdfast.sync.roles import Role
-from holdfast.units import CHUNK_BYTES, NodeName, counted, format_size
+from holdfast.units import CHUNK_BYTES, MIB, NodeName, counted, format_size
 
+FULL_BYTES = 64 * MIB
+"""A node that has less room left is told of."""
 LOST_MAX = 10
 """Unreadable chunks that are told one by one."""
 _STICKY = frozenset({Access.READ_ONLY, Access.ERROR})
@@ -216,6 +218,7 @@ class _Story:
         self._tell_shortage(record)
         self._tell_moves(record)
         self._tell_access(record)
+        self._tell_room(record)
         if self.member is not None:
             self._tell_growth(self.member)
             self._tell_disks(self.member)
@@ -295,6 +298,17 @@ class _Story:
         if have < self.spec.replicas:
             fewer = f"holdfast volume set {self.spec.name} --replicas {have}"
             self._help("Or declare fewer replicas.", fewer)
+
+    def _tell_room(self, record: GroupRecord) -> None:
+        """Nodes whose disks are full: their copies fail, and come back, with each write."""
+        for entry in record.members:
+            node = self.alive.get(entry.node)
+            if node is not None and node.capacity_bytes and node.free_bytes < FULL_BYTES:
+                left = format_size(node.free_bytes)
+                self.why.append(
+                    f"{entry.node} has {left} left for data; what needs more fails there."
+                )
+                self._help(f"Make room on {entry.node}, or move the copy to another node.")
 
     def _tell_disks(self, member: GroupMember) -> None:
         """Disks that answer nothing, and what no disk can read."""
