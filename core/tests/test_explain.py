@@ -49,6 +49,7 @@ def test_a_lost_replica_without_a_spare_node() -> None:
     told = group.explain()
     assert told["health"] == "degraded"
     assert f"The copy on {replica} is offline: its node stopped answering." in told["why"]
+    assert "goes on alone" not in sentences(told), "its process is gone, and no network is"
     assert f"Node {replica} already holds a copy of this group." in told["why"]
     assert f"holdfast node start {replica}" in commands(told)
     assert f"holdfast volume set {VOLUME} --policy threshold --set threshold=0" in commands(told)

@@ -85,7 +85,7 @@ def explain(
         "told_by": "record" if member is None else "primary",
         "why": story.why,
         "doing": story.doing,
-        "next": story.next,
+        "next": sorted(story.next, key=lambda each: each["at"] or float("inf")),
         "help": story.help,
     }
 
@@ -262,8 +262,9 @@ class _Story:
     def _tell_alone(self, record: GroupRecord, missing: Sequence[Member]) -> None:
         """A primary that hears none of the copies, though their nodes live: which side is cut off?"""
         lost = [m for m in missing if m.reason is FaultReason.LINK_LOST and m.node in self.alive]
-        if self.member is None or len(record.in_sync) > 1 or not lost or lost != missing:
-            return
+        legs = [leg for m in lost if (leg := self._leg(m)) is not None and leg.gone_since is None]
+        if len(record.in_sync) > 1 or not legs or len(legs) != len(missing):
+            return  # Or a process is known to be gone, which is no matter of networks.
         here = record.primary_member.node
         self.why.append(
             f"{here} goes on alone: it does not reach {_names(lost)}, alive by the state store. "
