@@ -48,6 +48,19 @@ def test_every_command_that_is_named_exists(page: Path) -> None:
         assert found, f"{page.name} names {words!r}"
 
 
+def test_every_command_that_the_code_names_exists() -> None:
+    known = set(commands())
+    groups = {" ".join(path.split()[:2]) for path in known}
+    wrong = [
+        f"{path.relative_to(ROOT)}: {words}"
+        for path in [*ROOT.glob("core/src/**/*.py"), *ROOT.glob("plugins/*/src/**/*.py")]
+        for words in re.findall(r"`(holdfast [a-z][a-z -]*[a-z])", path.read_text("utf-8"))
+        for parts in [[word for word in words.split() if not word.startswith("-")]]
+        if " ".join(parts[:3]) not in known and " ".join(parts[:2]) not in known | groups
+    ]
+    assert wrong == []
+
+
 def test_every_command_is_in_the_reference() -> None:
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     assert [path for path in commands() if f"## `{path}`" not in text] == []

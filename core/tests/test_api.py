@@ -75,6 +75,10 @@ async def test_errors_say_what_and_where(provider: MemoryVolumeProvider) -> None
         assert raised.value.errno == errno.EINVAL
         with pytest.raises(VolumeError):
             await volume.write(0, b"")
+        for offset in (-512, 1 << 70):
+            with pytest.raises(VolumeError, match=f"at offset {offset} failed") as raised:
+                await volume.read(offset, 512)
+            assert raised.value.errno == errno.EINVAL
         provider.volumes["db"].change(access=Access.READ_ONLY)
         assert volume.access is Access.READ_ONLY
         with pytest.raises(VolumeError, match="volume db is read-only") as raised:

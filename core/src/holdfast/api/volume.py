@@ -24,9 +24,10 @@ from holdfast.messages import (
     unpack_extents,
 )
 from holdfast.model import Access
-from holdfast.units import REQUEST_BYTES_MAX, SECTOR_BYTES
+from holdfast.units import REQUEST_BYTES_MAX, SECTOR_BYTES, VOLUME_BYTES_MAX
 
 _T = TypeVar("_T")
+_NOT_OPEN, _CLOSED = "it is not open", "it was closed"
 _SENTENCES = {
     errnos.EPERM: ("is read-only", "`holdfast explain` says why."),
     errnos.EINVAL: (
@@ -54,7 +55,7 @@ class Volume:
     _session: VolumeSession | None = attrs.field(default=None, init=False, repr=False)
     _futures: dict[int, asyncio.Future[Reply]] = attrs.field(factory=dict, init=False, repr=False)
     _last_id: int = attrs.field(default=0, init=False)
-    _closed_because: str = attrs.field(default="it is not open", init=False)
+    _closed_because: str = attrs.field(default=_NOT_OPEN, init=False)
 
     async def __aenter__(self) -> Self:
         """Open the volume.
@@ -79,7 +80,7 @@ class Volume:
         session, self._session = self._session, None
         if session is not None:
             await session.aclose()
-        self._end("it was closed")
+        self._end(_CLOSED)
 
     @property
     def size_bytes(self) -> int:
@@ -144,10 +145,11 @@ class Volume:
         return self._session
 
     def _unusable(self) -> VolumeError:
+        ours = self._closed_because in {_NOT_OPEN, _CLOSED}
         return VolumeError(
             f"Volume {self.name} cannot be used: {self._closed_because}.",
             errno=errnos.EIO,
-            hint="Use it inside its `with` or `async with` block.",
+            hint="Use it inside its `with` or `async with` block." if ours else "",
         )
 
     async def _submit(
@@ -160,6 +162,8 @@ class Volume:
     ) -> list[Reply]:
         """Send one request, in parts when it is long, and return the replies in order."""
         session = self._open_session()
+        if min(offset, length) < 0 or offset + length > VOLUME_BYTES_MAX:
+            raise self._error(kind, offset, length, errnos.EINVAL)  # No frame has room for these.
         view = memoryview(data).cast("B") if data else b""
         loop = asyncio.get_running_loop()
         requests: list[Request] = []
@@ -184,6 +188,8 @@ class Volume:
 
     def _error(self, kind: RequestKind, offset: int, length: int, errno: int) -> VolumeError:
         what, hint = _SENTENCES.get(errno, (f"answered with errno {errno}", ""))
+        if errno == errnos.EPERM and self.read_only:
+            hint = "It was opened with `read_only`."
         where = "" if kind is RequestKind.FLUSH else f" of {length} bytes at offset {offset}"
         return VolumeError(
             f"{kind.name.capitalize()}{where} failed: volume {self.name} {what}.",

@@ -169,7 +169,7 @@ def _read(path: str | Path) -> tuple[Path, str]:
     except OSError as error:
         raise ConfigError(
             f"The configuration {file} cannot be read: {error.strerror}.",
-            hint="Name another with --config, or make one with `holdfast init`.",
+            hint="Check its name and permissions; `holdfast up` makes one for each node of its own.",
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"The configuration {file} is not UTF-8 text: {error.reason}.") from error
