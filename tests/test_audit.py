@@ -64,6 +64,8 @@ def test_a_failover_by_the_rules_passes(tmp_path: Path) -> None:
     found = audit(written(tmp_path, a=GOOD_A, b=GOOD_B, c=[]))
     assert found.findings == []
     assert (found.records, found.nodes, found.missing) == (3, ["a", "b"], ["c"])
+    elsewhere = written(tmp_path / "other disk", c=[event(9.0, 1, "opened")])
+    assert audit(tmp_path / "b", tmp_path / "a", elsewhere).missing == []
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from holdfast.cli.context import here, put, put_json, warn
-from holdfast.errors import RuleBrokenError, UsageError
+from holdfast.cli.context import Context, here, put, put_json, warn
+from holdfast.errors import NotFoundError, RuleBrokenError, UsageError
 
 if TYPE_CHECKING:
     from holdfast.node.audit import Audit
@@ -45,8 +45,10 @@ def audit(
 
     if skew < 0:
         raise UsageError(f"--skew {skew} is negative.", hint="Write --skew 1.")
-    done = audits.audit(here(ctx).dir if directory is None else directory, skew_s=skew)
-    if here(ctx).json:
+    context = here(ctx)
+    elsewhere = _data_elsewhere(context) if directory is None else []
+    done = audits.audit(directory or context.dir, *elsewhere, skew_s=skew)
+    if context.json:
         put_json(attrs.asdict(done))
     else:
         _show(done)
@@ -57,6 +59,16 @@ def audit(
             f"{first.volume}: {first.sentence} ({first.file}, line {first.line}).",
             hint="Keep the logs, and report this.",
         )
+
+
+def _data_elsewhere(context: Context) -> list[Path]:
+    """Return the data directories of a local cluster's nodes that are not in its folder."""
+    try:
+        nodes = context.cluster().nodes
+    except NotFoundError:
+        return []  # Of which the audit says more.
+    paths = [Path(path) for node in nodes for path in node.settings()["node"]["data"]]
+    return [path for path in paths if not path.is_relative_to(context.dir)]
 
 
 def _show(done: Audit) -> None:

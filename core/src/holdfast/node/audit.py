@@ -72,11 +72,12 @@ class Audit:
     """In the order of time."""
 
 
-def audit(directory: Path, *, skew_s: float = SKEW_S) -> Audit:
+def audit(directory: Path, *more: Path, skew_s: float = SKEW_S) -> Audit:
     """Look at every event log below a folder.
 
     Args:
         directory: A cluster's folder, a node's, or any that holds their `events` folders.
+        more: Further ones, such as data directories that lie elsewhere.
         skew_s: How far wall clocks of different nodes may be apart.
 
     Raises:
@@ -86,7 +87,11 @@ def audit(directory: Path, *, skew_s: float = SKEW_S) -> Audit:
         raise NotFoundError(
             f"There is no folder {directory}.", hint="Name a cluster's or a node's data folder."
         )
-    files = sorted({*directory.glob(f"*{SUFFIX}"), *directory.rglob(f"{DIRECTORY}/*{SUFFIX}")})
+    patterns = f"*{SUFFIX}", f"**/{DIRECTORY}/*{SUFFIX}"
+    folders = (directory, *more)
+    files = sorted(
+        {file for each in folders for pattern in patterns for file in each.glob(pattern)}
+    )
     if not files:
         raise NotFoundError(
             f"There is no event log in {directory}.",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
 
-from holdfast.errors import HoldfastError, UnavailableError
+from holdfast.errors import HoldfastError, UnavailableError, UsageError
 from holdfast.node.control_errors import from_json
 
 Json = dict[str, Any]
@@ -228,7 +228,7 @@ class ControlClient:
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise UnavailableError(f"{self._who} is not running.", hint=self._hint) from error
         except PermissionError as error:
-            raise UnavailableError(
+            raise UsageError(
                 f"{self._who} answers its owner alone: {self.path} is another user's.",
                 hint="Run the command as the user who started the node, or as root.",
             ) from error
