@@ -60,7 +60,7 @@ SESSION_TTL_S = 10.0
 PUBLISH_S = 15.0
 """How often free space and promises are looked at, and published when they have changed much."""
 PUBLISH_BYTES_MIN = 16 * MIB
-"""What is not worth telling of; a quarter of what is left is, however large the disk."""
+"""A quarter of what is left is worth telling of, however large the disk; less than this is not."""
 GC_THRESHOLDS = (10_000, 20, 50)
 """Of the three generations: a batch makes some dozens of objects and forgets nearly all of them."""
 STOP_PATIENCE_S = 8.0
@@ -342,8 +342,8 @@ class Node:
             space = await asyncio.to_thread(self._space)
             moved = abs(space.free_bytes - self.record.free_bytes)
             promised = self.record.promised_bytes != self._promised_bytes()
-            much = min(space.total_bytes / 100, self.record.free_bytes / 4)
-            if moved > max(much, PUBLISH_BYTES_MIN) or promised:
+            quarter = max(self.record.free_bytes / 4, PUBLISH_BYTES_MIN)
+            if moved > min(space.total_bytes / 100, quarter) or promised:
                 with contextlib.suppress(HoldfastError):
                     await self._publish(self.record.address, session=self.process)
 
