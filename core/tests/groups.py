@@ -14,7 +14,7 @@ from holdfast.node.status import volume_status
 from holdfast.sync import events as ev
 from holdfast.sync.member import GroupMember
 from holdfast.testing.simulation.pump import Pump
-from holdfast.testing.simulation.workload import Client
+from holdfast.testing.simulation.workload import Asked, Client
 from holdfast.testing.simulation.world import Config, World
 from holdfast.units import BLOCK_BYTES, MIB, NodeName, VolumeId
 from holdfast_policy import (
@@ -56,6 +56,8 @@ class _Consumer(Client):
     replies: list[Reply]
 
     def on_replies(self, replies: Sequence[Reply]) -> None:
+        for reply in replies:
+            self.asked.pop(reply.id, None)
         self.replies.extend(replies)
 
 
@@ -95,6 +97,8 @@ class Attached:
         self.asked += 1
         length = len(data) if kind is RequestKind.WRITE else BLOCK_BYTES
         request = Request(self.asked, int(kind), 0, offset, length, data)
+        session = self.client.session.hello.session
+        self.client.asked[request.id] = Asked(request, session, self.group.world.history.tick(), [])
         self.client.submit([request])
         return self.asked
 
