@@ -102,6 +102,50 @@ async def test_no_copy_is_lost_for_want_of_room_for_a_hash(
         await work.drain()
 
 
+async def test_a_flush_behind_a_write_is_told_with_it_where_flushes_take_no_time(
+    store: FileCopyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushes = Flushes(store, monkeypatch)
+    events: asyncio.Queue[Event] = asyncio.Queue()
+    failures: list[CopyError] = []
+    store.mark_regions([0])
+    with ThreadPoolExecutor(1) as executor:
+        work = DiskWork(store, executor, events.put_nowait, lambda _: None, failures.append)
+
+        async def commit(through: int, write_bytes: int = 4096) -> bool:
+            """Write and flush as one batch; return whether both were told at once."""
+            op = Op(int(OpKind.WRITE), 0, write_bytes, bytes(write_bytes))
+            work.apply(ev.ApplyOps([op, Op(int(OpKind.FLUSH), 0, 0)], Sequence(through)))
+            applied = await events.get()
+            assert isinstance(applied, ev.Applied)
+            assert applied.through == through
+            if not applied.flushed:
+                work.flush(ev.FlushDisk(Sequence(through)))
+                assert await events.get() == ev.Flushed(through)
+            return applied.flushed
+
+        assert not await commit(1), "nobody knew how long it would take"
+        assert await commit(2)
+        assert not await commit(3, FLUSH_FEW_BYTES + 4096), "a lot may take longer"
+        assert await commit(4)
+        flushes.takes_s = 2 * FLUSH_QUICK_S
+        assert await commit(5)
+        assert not await commit(6), "the last one took its time"
+        assert flushes.on_loop == [False, True, False, True, True, False]
+
+        def fail() -> None:
+            raise CopyError("no", reason=FaultReason.FLUSH_FAILED)
+
+        flushes.takes_s = 0.0
+        assert not await commit(7)
+        monkeypatch.setattr(store, "flush", fail)
+        work.apply(ev.ApplyOps([Op(int(OpKind.FLUSH), 0, 0)], Sequence(8)))
+        assert [each.reason for each in failures] == [FaultReason.FLUSH_FAILED]
+        assert events.empty()
+        work.close()
+        await work.drain()
+
+
 async def test_holes_are_not_read_to_be_hashed(
     store: FileCopyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

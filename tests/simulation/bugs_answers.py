@@ -7,7 +7,7 @@ from typing import Any
 from tests.simulation.planting import Patch, bug
 
 from holdfast.errors import FaultReason
-from holdfast.messages import RequestFlag, SessionOpen
+from holdfast.messages import RequestFlag, RequestKind, SessionOpen
 from holdfast.sync import attachments, membership, primary
 from holdfast.sync.consumer import ConsumerSession, Hang, SessionPhase
 from holdfast.sync.leg import Leg
@@ -66,6 +66,21 @@ def idle_first_flush(patch: Patch) -> None:
         self.written = type(self.written)(0)
 
     patch(PrimaryRole, "reconcile_jobs", reconcile_jobs)
+
+
+@bug()
+def flush_of_before(patch: Patch) -> None:
+    """Answer a flush when one has ended that was sent before the last write."""
+    original = PrimaryRole._write
+
+    def write(self: PrimaryRole, link: Any, requests: Any, *args: Any) -> None:
+        written = self.written
+        if self._flush_at and all(r.kind == RequestKind.FLUSH for r in requests):
+            self.written = min(written, self._flush_at)
+        original(self, link, requests, *args)
+        self.written = max(self.written, written)
+
+    patch(PrimaryRole, "_write", write)
 
 
 @bug()

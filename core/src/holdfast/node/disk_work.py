@@ -19,7 +19,7 @@ from typing import Any
 
 from holdfast.errors import CopyError, FaultReason
 from holdfast.interfaces.copy import CopyStore
-from holdfast.messages import DATA_LEVEL, Op, Reply, Request, RequestKind, pack_extents
+from holdfast.messages import DATA_LEVEL, Op, OpKind, Reply, Request, RequestKind, pack_extents
 from holdfast.sync import events as ev
 from holdfast.sync.events import Event
 from holdfast.sync.hashlist import HASH_BYTES, ZERO_HASH, chunk_hash, parse_key
@@ -39,6 +39,7 @@ FLUSH_FEW_BYTES = 256 * KIB
 STALL_S = 1.0
 """A disk that has answered nothing for longer is stalled."""
 _EXTENTS = int(RequestKind.EXTENTS)
+_FLUSH = int(OpKind.FLUSH)
 _new = tuple.__new__  # Half the cost of calling the named tuple.
 _monotonic = time.monotonic
 
@@ -127,7 +128,7 @@ class DiskWork:
     # -- the local copy: the data path -------------------------------------------------------------
 
     def apply(self, effect: ev.ApplyOps) -> None:
-        """Write into the page cache, then `Applied`."""
+        """Write into the page cache, flush as well if that takes no time, then `Applied`."""
         ops, through = effect
         if self._slow_reads:
             for read in self._slow_reads:
@@ -141,18 +142,24 @@ class DiskWork:
         self._used = True
         if self._watch is None:
             self._watch = self._loop.call_later(WATCH_S, self._look)
+        flushed = False
         try:
             self._store.apply(ops)
+            if self._flush_is_quick:
+                for op in ops:
+                    self._unflushed_bytes += op[2]
+                if ops and ops[-1][0] == _FLUSH and self._unflushed_bytes <= FLUSH_FEW_BYTES:
+                    # One acknowledgement for both, and one wake-up of whoever waits for it.
+                    self._unflushed_bytes = 0
+                    self._flush_is_quick = self._flush() <= FLUSH_QUICK_S
+                    flushed = True
         except CopyError as error:
             self._fail(error)
             return
         ended = _monotonic()
         if ended - began > SLOW_S:
             self._slow_until = ended + SLOW_FOR_S
-        if self._flush_is_quick:
-            for op in ops:
-                self._unflushed_bytes += op[2]
-        self._feed(_new(ev.Applied, (through,)))
+        self._feed(_new(ev.Applied, (through, flushed)))
 
     def _apply_next(self) -> None:
         effect = self._applying[0]

@@ -177,7 +177,8 @@ class Pump:
         """Step the member with `event`, and with whatever follows from it at once."""
         inbox = self._inbox
         if self._stepping or self._closed:
-            if inbox and type(event) is ev.Applied and type(inbox[-1]) is ev.Applied:
+            last = inbox[-1] if inbox else None
+            if type(event) is ev.Applied and type(last) is ev.Applied and not last.flushed:
                 inbox[-1] = event  # Cumulative: one acknowledgement for all that arrived at once.
             else:
                 inbox.append(event)

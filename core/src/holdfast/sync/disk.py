@@ -96,9 +96,8 @@ class DiskQueue:
         self._marking = frozenset()
         self._advance(out)
 
-    def on_applied(self, through: Position, out: list[Effect]) -> None:
-        """Take `Applied`."""
-        self.applied = through
+    def flush_due(self, out: list[Effect]) -> None:
+        """Flush if that was asked for behind something that is applied now."""
         if self._flush_at:
             self._flush(out)
 
@@ -108,12 +107,15 @@ class DiskQueue:
         if self._stale_flush:
             self._stale_flush = False
         else:
-            self.durable = max(self.durable, Position(token))
+            self.flushed_through(Position(token))
+        self.flush_due(out)
+
+    def flushed_through(self, sequence: Position) -> None:
+        """Everything submitted up to `sequence` is on stable storage."""
+        self.durable = max(self.durable, sequence)
         flush_at = self._flush_at
         while flush_at and flush_at[0] <= self.durable:
             flush_at.popleft()
-        if flush_at:
-            self._flush(out)
 
     def restart_at(self, before: Position) -> None:
         """Count anew from `before` + 1: the copy is about to be synced under another numbering.

@@ -131,6 +131,8 @@ class Applied(NamedTuple):
     """`ApplyOps` up to this sequence is in the page cache."""
 
     through: Position
+    flushed: bool = False
+    """And, with all before it, on stable storage: the operations ended with a flush that took no time."""
 
 
 @attrs.frozen

@@ -60,11 +60,16 @@ class GroupMember(Roles):
         if type(event) is ev.Received:
             self._on_received(event, now, out)
         elif type(event) is ev.Applied:
-            self.ctx.disk.on_applied(event.through, out)
+            disk = self.ctx.disk
+            disk.applied = event.through
+            if event.flushed:
+                disk.flushed_through(event.through)
             if self.primary is None:
                 self.replica.on_progress(out)
             else:
                 self.primary.advance(now, out)
+            # Behind the acknowledgement, which need not wait for it.
+            disk.flush_due(out)
         elif type(event) is ev.Flushed:
             self.ctx.disk.on_flushed(event.token, out)
             self._on_progress(now, out)

@@ -33,9 +33,11 @@ from holdfast.sync.attachments import Attachments
 from holdfast.sync.context import Context
 from holdfast.sync.delta import SyncJob
 from holdfast.sync.events import Effect, Instant, LateReads, LinkId, SendReplies, ServeReads
+from holdfast.sync.flush_habit import FlushHabit
 from holdfast.sync.leg import Leg, Phase, batch_bytes
 from holdfast.sync.pace import Pace
-from holdfast.units import CHUNK_BYTES, REQUEST_BYTES_MAX, SECTOR_BYTES, CopyId
+from holdfast.sync.refusing import ERRNOS, MISALIGNED, write_errno
+from holdfast.units import CHUNK_BYTES, REQUEST_BYTES_MAX, CopyId
 from holdfast.units import Sequence as Position
 
 _READ, _WRITE, _FLUSH = int(RequestKind.READ), int(RequestKind.WRITE), int(RequestKind.FLUSH)
@@ -47,13 +49,6 @@ _OP_DISCARD, _OP_ZERO = int(OpKind.DISCARD), int(OpKind.ZERO)
 _new = tuple.__new__  # Half the cost of calling the named tuple.
 _OP_FLUSH_ENTRY = Op(_OP_FLUSH, 0, 0)
 _FOR_EVER = float("inf")
-_MISALIGNED = SECTOR_BYTES - 1
-_ERRNOS = {
-    Access.READ_ONLY: (0, errno.EPERM),
-    Access.ERROR: (0, errno.EIO),
-    Access.NONE: (errno.EIO, errno.EIO),
-}
-"""Access to (errno of reads, errno of writes); what is not listed is served or waits."""
 
 
 @define
@@ -72,6 +67,9 @@ class PrimaryRole:
     """The same for stable storage."""
     written: Position = Position(0)
     """The last sequence that changed data."""
+    _flush_at: Position = Position(0)
+    """The last flush that was sent, for whomever."""
+    _habit: FlushHabit = field(factory=FlushHabit)
     legs: dict[CopyId, Leg] = field(factory=dict)
     holds: int = 0
     """While positive, writes wait: a run is read for a sync, or a handover drains."""
@@ -142,12 +140,14 @@ class PrimaryRole:
                 flush_wanted.append(request_id)
                 continue
             if (
-                (offset | length) & _MISALIGNED
+                (offset | length) & MISALIGNED
                 or length <= 0
                 or offset + length > size
                 or (length > REQUEST_BYTES_MAX and kind == _WRITE)
             ):
-                out.append(SendReplies(link, (Reply(request_id, _fault(offset, length, size)),)))
+                out.append(
+                    SendReplies(link, (Reply(request_id, write_errno(offset, length, size)),))
+                )
                 continue
             if kind == _WRITE:
                 ops.append(_new(Op, (_OP_WRITE, offset, length, data)))
@@ -169,15 +169,20 @@ class PrimaryRole:
         if ops:
             self.written = Position(sequence - 1)
         if flush_wanted is not None:
-            if self.written <= self.durable and not ops:
-                # Nothing was written since the last flush that reached every copy. It is answered
-                # like any other all the same: not without the lease.
-                self._flushes.extend((self.written, link, i) for i in flush_wanted)
-                self.advance(now, out)
-            else:
+            self._habit.flushed()
+            if max(self._flush_at, self.durable) < self.written:
                 # One flush covers the batch.
                 ops.append(_OP_FLUSH_ENTRY)
-                self._flushes.extend((sequence, link, i) for i in flush_wanted)
+                self._flush_at = Position(sequence)
+            at = self._flush_at if self.durable < self.written else self.written
+            self._flushes.extend((at, link, i) for i in flush_wanted)
+            if not ops:
+                # All that was written is flushed on every copy, or about to be. It is answered like
+                # any other all the same: not without the lease.
+                self.advance(now, out)
+        elif ops and self._habit.wrote(size_bytes):
+            ops.append(_OP_FLUSH_ENTRY)
+            self._flush_at = Position(sequence)
         if ops:
             self.foreground_at = now.mono
             if self._timed is None:
@@ -213,7 +218,7 @@ class PrimaryRole:
     def _hold_or_refuse(
         self, link: LinkId, requests: Sequence[Request], now: Instant, out: list[Effect]
     ) -> None:
-        denied = _ERRNOS.get(self.ctx.record.access)
+        denied = ERRNOS.get(self.ctx.record.access)
         if denied is None or self.stopped:
             self._held.extend((link, request) for request in requests)
             return
@@ -243,7 +248,7 @@ class PrimaryRole:
                     self._hold_or_refuse(link, run, now, out)
 
     def _read(self, link: LinkId, requests: list[Request], now: Instant, out: list[Effect]) -> None:
-        denied = _ERRNOS.get(self.ctx.record.access)
+        denied = ERRNOS.get(self.ctx.record.access)
         if denied is not None and denied[0]:
             out.append(SendReplies(link, [Reply(r.id, denied[0]) for r in requests]))
             return
@@ -253,7 +258,7 @@ class PrimaryRole:
         for request in requests:
             offset, length = request.offset, request.length
             if (
-                (offset | length) & _MISALIGNED
+                (offset | length) & MISALIGNED
                 or length <= 0
                 or offset + length > self.ctx.size_bytes
                 or (length > REQUEST_BYTES_MAX and request.kind == _READ)
@@ -442,9 +447,3 @@ class PrimaryRole:
         # An absent copy may hold other bytes there, whichever version has won.
         ops = [Op(OpKind.ZERO, offset, length) for offset, length in ctx.clip(extents)]
         ctx.mark_absent(ops)
-
-
-def _fault(offset: int, length: int, size: int) -> int:
-    if (offset | length) & _MISALIGNED or length <= 0 or length > REQUEST_BYTES_MAX:
-        return errno.EINVAL
-    return errno.ENOSPC if offset + length > size else errno.EINVAL

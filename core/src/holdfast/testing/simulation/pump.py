@@ -15,7 +15,7 @@ import attrs
 from attrs import define, field
 
 from holdfast.errors import FaultReason
-from holdfast.messages import Extent, Replies, Reply, Request, RequestKind, pack_extents
+from holdfast.messages import Extent, Op, OpKind, Replies, Reply, Request, RequestKind, pack_extents
 from holdfast.model import GroupRecord
 from holdfast.sync import events as ev
 from holdfast.sync.events import Event, LinkId
@@ -35,6 +35,8 @@ STALL_TOLD_S = 1.0
 """How often a pump tells its member that the disk has not answered."""
 REOPEN_S = 5.0
 """How long a failed disk rests before its copy is opened anew, as in the node."""
+FLUSHED_AT_ONCE = 0.5
+"""How often a disk flushes in no time, in the worlds whose consumers flush after each write."""
 Job = tuple[Callable[[], None], Event | None, float]
 SlowRead = tuple[ev.ServeReads, set[int]]
 """Reads that wait for a stalled disk, and the ids of those whose place was written meanwhile."""
@@ -203,9 +205,19 @@ class Pump:
             if self.process.world.rng.random() < 0.7:
                 if not self._fails("apply"):
                     disk.apply(ops)
+                    if self._flushes_at_once(ops):
+                        if self._fails("flush"):
+                            return
+                        disk.flush_done(disk.flush_mark())
+                        done = ev.Applied(effect.through, flushed=True)
                     self.inbox.append(done)
                 return
         self._enqueue(self._data, lambda: disk.apply(ops), done, 0.0003, "apply")
+
+    def _flushes_at_once(self, ops: Sequence[Op]) -> bool:
+        world = self.process.world
+        ends = bool(ops) and ops[-1].kind == OpKind.FLUSH
+        return ends and world.config.commits and world.rng.random() < FLUSHED_AT_ONCE
 
     def _enqueue(
         self,

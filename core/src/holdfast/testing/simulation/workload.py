@@ -55,6 +55,8 @@ class Load:
     """The part of the requests that begin at hot blocks; the others begin anywhere."""
     deadline_s: float | None = None
     """How long a request may wait before it is given up; None: for ever."""
+    commits: bool = False
+    """Writers write and flush in turn, one thing at a time, as a database does that commits."""
 
 
 @define(eq=False)
@@ -80,6 +82,8 @@ class Client:
     """What was not answered, by number."""
     force_next: bool = False
     read_only: bool = False
+    _unflushed: bool = False
+    """The last request of a consumer that commits was a write."""
     _end: End | None = None
     _tick_at: float = float("inf")
     _unsettled: list[tuple[int, hist.Access]] = field(factory=list)
@@ -266,7 +270,10 @@ class Client:
             session = self.session
             room = self.load.depth - len(self.asked)
             if session is not None and session.opened and room > 0:
-                count = min(room, world.rng.choice((1, 1, 1, 2, 4, 8)))
+                if self.load.commits and not self.read_only:
+                    count = 1 - len(self.asked)
+                else:
+                    count = min(room, world.rng.choice((1, 1, 1, 2, 4, 8)))
                 requests = [r for r in (self._draw() for _ in range(count)) if r is not None]
                 if requests and session.phase is not SessionPhase.CLOSED:
                     self.submit(requests)
@@ -278,6 +285,10 @@ class Client:
         assert self.session is not None
         blocks = self.session.size_bytes // BLOCK_BYTES
         roll = rng.random()
+        if load.commits and not self.read_only:
+            # Now and then the habit is broken.
+            roll = 0.0 if self._unflushed and roll < 0.95 else 1.0
+            self._unflushed = not self._unflushed
         if roll < 0.06 and not self.read_only:
             return self._make(RequestKind.FLUSH, 0, 0, 0)
         if rng.random() < load.hot_part:

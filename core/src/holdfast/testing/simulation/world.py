@@ -46,6 +46,8 @@ DEADLINES = 0.25
 """The part of the seeds in whose worlds consumers give requests up that wait for too long."""
 SLOW_FLUSHES = 0.15
 """The part of the seeds in whose worlds a disk has to turn before a flush is over."""
+COMMITS = 0.15
+"""The part of the seeds in whose worlds they flush after each write."""
 REST_WITHIN_S = 90.0
 """I7's bound: declared redundancy is back this long after the last fault (virtual seconds)."""
 
@@ -63,6 +65,8 @@ class Config:
     think_s: float = 0.04
     reads: float = 0.34
     ordered: bool = True
+    commits: bool = False
+    """Consumers write and flush in turn."""
     clients: int = 1
     """Consumers' nodes for each volume; all but one wait until the volume is free."""
     readers: int = 0
@@ -205,6 +209,7 @@ class World:
             config.reads,
             ordered=config.ordered,
             deadline_s=config.deadline_s or None,
+            commits=config.commits,
         )
         self.homes[volume] = tuple(
             self.rng.sample(list(self.machines), min(config.clients, len(self.machines)))
@@ -368,4 +373,5 @@ def drawn_config(seed: int) -> Config:
         readers=reading.choice((1, 2, nodes)) if reading.random() < LOCAL_READS else 0,
         deadline_s=waiting.choice((0.05, 0.5, 2.0, 6.0)) if waiting.random() < DEADLINES else 0.0,
         flush_s=0.05 if flushing.random() < SLOW_FLUSHES else 0.001,
+        commits=random.Random(f"{seed}/commits").random() < COMMITS,
     )
