@@ -8,7 +8,7 @@ from tests.simulation.planting import Patch, bug
 
 from holdfast.errors import FaultReason
 from holdfast.messages import RequestFlag, RequestKind, SessionOpen
-from holdfast.sync import attachments, membership, primary
+from holdfast.sync import attachments, membership, primary, reconciling
 from holdfast.sync.consumer import ConsumerSession, Hang, SessionPhase
 from holdfast.sync.leg import Leg
 from holdfast.sync.primary import PrimaryRole
@@ -59,17 +59,17 @@ def ignored_flush(patch: Patch) -> None:
 @bug()
 def idle_first_flush(patch: Patch) -> None:
     """Take a new primary's first flush for one that has nothing to do."""
-    original = PrimaryRole.reconcile_jobs
+    original = reconciling.begin
 
-    def reconcile_jobs(self: PrimaryRole, *args: Any) -> None:
-        original(self, *args)
-        self.written = type(self.written)(0)
+    def begin(primary: PrimaryRole, *args: Any) -> None:
+        original(primary, *args)
+        primary.written = type(primary.written)(0)
 
-    patch(PrimaryRole, "reconcile_jobs", reconcile_jobs)
+    patch(reconciling, "begin", begin)
 
 
 @bug()
-def flush_of_before(patch: Patch) -> None:
+def flush_sent_before(patch: Patch) -> None:
     """Answer a flush when one has ended that was sent before the last write."""
     original = PrimaryRole._write
 

@@ -7,7 +7,7 @@ from typing import Any
 from tests.simulation.planting import Patch, bug
 
 from holdfast.sync import keeper, reading
-from holdfast.sync.events import LateReads, SendReplies
+from holdfast.sync.events import Effect, Instant, LateReads, SendReplies, ServeReads
 from holdfast.sync.primary import PrimaryRole
 from holdfast.sync.reading import LocalReader
 
@@ -49,6 +49,26 @@ def read_in_window(patch: Patch) -> None:
         disk.window = kept
 
     patch(LocalReader, "read", read)
+
+
+@bug(
+    (4.0, "clog2", "@other", 14.0, 0.05),
+    nodes=3,
+    readers=3,
+    think_s=0.01,
+)
+def read_behind_one_write(patch: Patch) -> None:
+    """Serve a read that has waited for one write, whatever has come behind that."""
+
+    def read_anew(self: PrimaryRole, _now: Instant, out: list[Effect]) -> None:
+        waiting, self._reads = self._reads, []
+        for entry in waiting:
+            if entry[0] <= self.commit:
+                out.append(ServeReads(entry[1], (entry[2],)))
+            else:
+                self._reads.append(entry)
+
+    patch(PrimaryRole, "_read_anew", read_anew)
 
 
 @bug(

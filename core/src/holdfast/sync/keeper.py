@@ -28,6 +28,7 @@ from holdfast.messages import (
     SyncBegun,
 )
 from holdfast.model import CopyState, Member
+from holdfast.sync import reconciling
 from holdfast.sync.context import BUSY_TICK_S, IDLE_TICK_S, Context
 from holdfast.sync.events import Effect, Instant, LinkId, MapDone, OpenLink
 from holdfast.sync.growth import is_large_enough
@@ -138,7 +139,7 @@ class Keeper:
         if not all(is_large_enough(ctx, leg) for leg in in_sync):
             return
         if any(leg.job is None and not leg.equal for leg in in_sync) or not primary.reconciling:
-            primary.reconcile_jobs(now)
+            reconciling.begin(primary, now)
             for leg in in_sync:
                 self._drive(leg, now, out)
         if all(leg.equal for leg in in_sync) and primary.lease_until() > now.mono:

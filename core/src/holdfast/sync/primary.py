@@ -31,7 +31,6 @@ from holdfast.messages import (
 from holdfast.model import Access, CopyState, GroupRecord
 from holdfast.sync.attachments import Attachments
 from holdfast.sync.context import Context
-from holdfast.sync.delta import SyncJob
 from holdfast.sync.events import Effect, Instant, LateReads, LinkId, SendReplies, ServeReads
 from holdfast.sync.flush_habit import FlushHabit
 from holdfast.sync.leg import Leg, Phase, batch_bytes
@@ -88,6 +87,8 @@ class PrimaryRole:
     _flushes: deque[tuple[int, LinkId, int]] = field(factory=deque)
     _reads: list[tuple[int, LinkId, Request]] = field(factory=list)
     """Reads that overlap unacknowledged writes, or wait for the lease (I5)."""
+    _crowded: bool = False
+    """Some of them have waited for one write and found another: further writes are held for them."""
     _required: tuple[Leg, ...] = ()
     foreground_at: float = 0.0
     """When a consumer last wrote; sync yields to that."""
@@ -114,7 +115,7 @@ class PrimaryRole:
                     writes = []
                 writes.append(request)
         if writes is not None:
-            held = self.holds or self._held or self.stopped
+            held = self.holds or self._held or self.stopped or self._crowded
             if held or self.ctx.record.access is not Access.READ_WRITE:
                 self._hold_or_refuse(link, writes, now, out)
             else:
@@ -233,7 +234,8 @@ class PrimaryRole:
     def release(self, now: Instant, out: list[Effect]) -> None:
         """Take up the writes that were held, if nothing holds them any longer."""
         access = self.ctx.record.access
-        if self.holds or access is Access.SUSPENDED or not self._held or self.stopped:
+        suspended = access is Access.SUSPENDED
+        if self.holds or self._crowded or suspended or not self._held or self.stopped:
             return
         held, self._held = self._held, deque()
         while held:
@@ -327,6 +329,8 @@ class PrimaryRole:
             return
         self._answer(out)
         disk.advance_commit(self.commit)
+        if self._reads:
+            self._read_anew(now, out)
 
     def _answer(self, out: list[Effect]) -> None:
         replies: list[Reply] = []
@@ -342,13 +346,21 @@ class PrimaryRole:
                 replies.append(_new(Reply, (request_id, 0, b"")))
         if replies and to is not None:
             out.append(SendReplies(to, replies))
-        if self._reads:
-            waiting, self._reads = self._reads, []
-            for entry in waiting:
-                if entry[0] <= self.commit:
-                    out.append(ServeReads(entry[1], (entry[2],)))
-                else:
-                    self._reads.append(entry)
+
+    def _read_anew(self, now: Instant, out: list[Effect]) -> None:
+        """Look again at reads that have waited: a write that came behind them may be in their way."""
+        waiting, self._reads = self._reads, []
+        due: list[tuple[int, LinkId, Request]] = []
+        for entry in waiting:
+            (due if entry[0] <= self.commit else self._reads).append(entry)
+        before = len(self._reads)
+        for _, link, request in due:
+            self._read(link, [request], now, out)
+        if len(self._reads) > before:
+            self._crowded = True
+        elif self._crowded and not self._reads:
+            self._crowded = False
+            self.release(now, out)
 
     def lease_until(self) -> float:
         """Return until when this primary may answer (R5); +inf while it needs nobody."""
@@ -417,33 +429,3 @@ class PrimaryRole:
         for leg in self.legs.values():
             # A leg that is cut has batches to send again, and they must carry the new epoch.
             leg.change_epoch(change, out)
-
-    def reconcile_jobs(self, now: Instant) -> None:
-        """Give every in-sync leg its reconcile job; all of them have presented themselves (R6)."""
-        ctx = self.ctx
-        self.reconciling = True
-        in_sync = [leg for leg in self.legs.values() if leg.in_sync]
-        extents = list(ctx.disk.suspects())
-        positions = [ctx.disk.submitted]
-        for leg in in_sync:
-            assert leg.identity is not None
-            extents.extend(leg.identity.suspects)
-            positions.append(leg.identity.applied)
-        # One sequence stands for all that was written under earlier primaries, so that the first flush
-        # is never taken for one that has nothing to do: their acknowledged writes may lie in a page
-        # cache still.
-        before = Position(max(positions) + 1)
-        self.next = Position(before + 1)
-        self.written = before
-        ctx.disk.applied = ctx.disk.submitted = before
-        for leg in in_sync:
-            assert leg.identity is not None
-            leg.restart_at(before)
-            leg.phase = Phase.STREAMING
-            leg.process = leg.identity.session
-            leg.progress_at = now.mono
-            leg.job = SyncJob.confirming("reconcile", ctx.size_bytes, extents, None, now.mono)
-            leg.equal = False
-        # An absent copy may hold other bytes there, whichever version has won.
-        ops = [Op(OpKind.ZERO, offset, length) for offset, length in ctx.clip(extents)]
-        ctx.mark_absent(ops)
