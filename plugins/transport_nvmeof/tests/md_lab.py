@@ -13,7 +13,7 @@ import random
 import subprocess
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import attrs
@@ -224,6 +224,17 @@ def clear() -> None:
 
 def quietly(*argv: str) -> None:
     subprocess.run(argv, capture_output=True, check=False)
+
+
+@contextlib.contextmanager
+def roomy(folder: Path) -> Iterator[Path]:
+    """Give a folder the room that nodes want to keep free, whatever the guest's memory."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4g", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        clear()
+        quietly("umount", "--lazy", str(folder))
 
 
 def dmesg() -> str:

@@ -7,8 +7,7 @@ Needs what `test_md_kernel.py` needs; `make guest` boots a kernel that has it.
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,17 +24,6 @@ pytestmark = [
 ]
 FIRST_PORT = 4600
 PATIENCE_S = md_lab.PATIENCE_S
-
-
-@pytest.fixture
-def room(tmp_path: Path) -> Iterator[Path]:
-    """Give a folder with the room that a node wants to keep free, whatever the guest's memory."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4g", "tmpfs", str(tmp_path)], check=True)
-    try:
-        yield tmp_path
-    finally:
-        md_lab.clear()
-        md_lab.quietly("umount", "--lazy", str(tmp_path))
 
 
 def give_md(cluster: RunningCluster) -> None:
@@ -71,8 +59,11 @@ def until(cluster: RunningCluster, holds: Callable[[Json], bool], what: str) -> 
     return status
 
 
-def test_an_array_outlives_daemons_and_a_member_and_moves_with_its_data(room: Path) -> None:
-    with RunningCluster(room / "cluster", nodes=2, prepare=give_md) as cluster:
+def test_an_array_outlives_daemons_and_a_member_and_moves_with_its_data(tmp_path: Path) -> None:
+    with (
+        md_lab.roomy(tmp_path),
+        RunningCluster(tmp_path / "cluster", nodes=2, prepare=give_md) as cluster,
+    ):
         made = ("--size", "320MiB", "--replicator", "md", "--replicas", "1", "--node", "n1")
         cluster.do("volume", "create", "db", *made)
         status = until(cluster, lambda s: bool(s["md"]["mounted"]), "the mount")
@@ -114,6 +105,6 @@ def test_an_array_outlives_daemons_and_a_member_and_moves_with_its_data(room: Pa
         wait_until(
             lambda: not cluster.ask("volume", "list")["volumes"], PATIENCE_S, "the end of all"
         )
-        assert not list(room.glob("members/*/*"))
+        assert not list(tmp_path.glob("members/*/*"))
         assert not list(Path(CONFIGFS, "subsystems").iterdir())
         assert "md1" not in Path("/proc/mdstat").read_text()

@@ -283,12 +283,8 @@ def test_members_in_files_serve_and_grow_and_are_removed(tmp_path: Path) -> None
         told = subprocess.run(["losetup", "--list"], capture_output=True, text=True, check=True)
         assert str(tmp_path) not in told.stdout
 
-    # As much room as a node wants to keep free, whatever the guest's memory.
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4g", "tmpfs", str(tmp_path)], check=True)
-    try:
+    with md_lab.roomy(tmp_path):
         md_lab.run(story)
-    finally:
-        md_lab.quietly("umount", str(tmp_path))
 
 
 def test_what_is_not_ours_is_never_touched() -> None:
