@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from holdfast.interfaces.policy import Policy
-from holdfast.messages import Message, Reply, Request, RequestKind
+from holdfast.messages import Reply, Request, RequestKind
 from holdfast.model import Access, CopyState, GroupRecord, NodeRecord, VolumeSpec
 from holdfast.node.explain import explain
 from holdfast.node.service import Json
@@ -54,11 +54,6 @@ class _Consumer(Client):
     """A consumer whose replies a test looks at."""
 
     replies: list[Reply]
-
-    def _send(self, messages: Sequence[Message]) -> None:
-        # The world keeps no account of what a test asks for.
-        if self._end is not None:
-            self.process.world.network.send(self._end, messages)
 
     def on_replies(self, replies: Sequence[Reply]) -> None:
         for reply in replies:

@@ -124,9 +124,10 @@ class Invariants:
                 )
 
     def _is_writer(self, pump: Pump, session: str) -> None:
-        """R11: only the session that the primary knows as the writer is answered."""
-        holder = pump.member.ctx.record.attached_session
-        if session != holder:
+        """R11: only the session that the primary knows as the writer is answered, unless all may be."""
+        ctx = pump.member.ctx
+        holder = ctx.record.attached_session
+        if session != holder and not ctx.spec.shared:
             raise Violation(
                 "R11",
                 f"{pump.process.name} answers a write of session {session}, but the writer of "
