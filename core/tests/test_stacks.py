@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from holdfast.local import stacks
 from holdfast.node import supervisor
 from holdfast.node.local_cluster import LocalNode
-from holdfast.node.processes import ask_for_stacks
+from holdfast.node.processes import ask_for_stacks, wait_until
 
 DEAF = """
 import asyncio, signal, threading
@@ -38,9 +39,6 @@ def test_a_loop_that_stands_still_is_told_once_with_what_holds_it(
     told = threading.Event()
     again = asyncio.Event()
 
-    def hold_up() -> None:
-        assert told.wait(60)
-
     async def main() -> None:
         loop = asyncio.get_running_loop()
 
@@ -51,16 +49,19 @@ def test_a_loop_that_stands_still_is_told_once_with_what_holds_it(
             elif "turns again" in sentence:
                 loop.call_soon_threadsafe(again.set)
 
-        watch = stacks.LoopWatch(loop, warn)
-        hold_up()
+        def hold_up() -> stacks.LoopWatch:
+            watch = stacks.LoopWatch(loop, warn)
+            assert told.wait(60)
+            return watch
+
+        watch = hold_up()
         await asyncio.wait_for(again.wait(), 60)
         watch.close()
 
     asyncio.run(main())
-    # A machine that was away for a moment is told of as well.
-    stalls = [line for line in lines if "has not turned" in line]
-    assert "hold_up" in stalls[0]
-    assert "turns again" in lines[lines.index(stalls[0]) + 1]
+    end = next(at for at, line in enumerate(lines) if "turns again" in line)
+    (stall,) = (line for line in lines[:end] if "has not turned" in line)
+    assert "hold_up" in stall
 
 
 def test_a_task_is_told_with_everything_that_it_awaits(caplog: pytest.LogCaptureFixture) -> None:
@@ -90,8 +91,11 @@ def test_a_task_is_told_with_everything_that_it_awaits(caplog: pytest.LogCapture
 def test_a_node_that_must_be_killed_has_said_what_it_was_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "TERM_TIMEOUT_S", 0.5)
     node = LocalNode("n1", tmp_path, tmp_path / "control.sock")
+    monkeypatch.setattr(supervisor, "TERM_TIMEOUT_S", 2.0)
+    # However long that takes here.
+    has_told = partial(wait_until, lambda: "in held_up" in node.log.read_text(), 60)
+    monkeypatch.setattr(supervisor, "wait_until", lambda *_: has_told())
     with (
         node.log.open("wb") as log,
         subprocess.Popen(

@@ -38,7 +38,7 @@ STOP_TIMEOUT_S = 15.0
 """For a clean stop: hand primaries over, flush, close."""
 TERM_TIMEOUT_S = 5.0
 """For a process that ignored the control API, after SIGTERM."""
-STACKS_TIMEOUT_S = 0.5
+STACKS_TIMEOUT_S = 1.0
 """For a process that is about to be killed to say what it is at."""
 
 
@@ -135,9 +135,14 @@ def stop(
 def _tell_of_kill(node: LocalNode, pid: int) -> None:
     """Put into a node's log what it was at when it was killed, which it cannot say afterwards."""
     with contextlib.suppress(OSError):
-        size = node.log.stat().st_size
         if ask_for_stacks(pid):
-            wait_until(lambda: node.log.stat().st_size > size, STACKS_TIMEOUT_S)
+            sizes = [node.log.stat().st_size]
+
+            def has_told() -> bool:
+                sizes.append(node.log.stat().st_size)
+                return sizes[0] < sizes[-2] == sizes[-1]
+
+            wait_until(has_told, STACKS_TIMEOUT_S)
         event = (
             f"Process {pid} of node {node.name} is killed: neither an order nor SIGTERM ended it."
         )
