@@ -86,6 +86,7 @@ def _try(ctx: typer.Context, name: str, kind: str | None, settings: dict[str, st
 
 def _tried(kind: str, name: str, settings: dict[str, str]) -> dict[str, Any]:
     import functools
+    import logging
     import tempfile
     from pathlib import Path
 
@@ -95,6 +96,8 @@ def _tried(kind: str, name: str, settings: dict[str, str]) -> dict[str, Any]:
     from holdfast.kernel.config import options_from_strings
     from holdfast.testing import trial
 
+    # What drivers log of strangers and broken links belongs to the trial.
+    logging.getLogger().addHandler(logging.NullHandler())
     driver = registry.load(kind, name)
     checks = []
     if kind in trial.KINDS:
