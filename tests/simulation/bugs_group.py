@@ -91,6 +91,10 @@ def impatient_replica(patch: Patch) -> None:
     replicas=1,
     think_s=0.02,
     clients=2,
+    # Its consumers' reads are what it answers, while their writes wait.
+    readers=2,
+    reads=0.85,
+    depth=64,
 )
 def serve_when_named(patch: Patch) -> None:
     """Take over at once when the record says so, whoever was promised a lease."""
