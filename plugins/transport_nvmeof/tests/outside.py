@@ -55,7 +55,8 @@ def main() -> int:
         tempfile.TemporaryDirectory() as folder,
         RunningCluster(Path(folder) / "cluster", nodes=3, config=CONFIG) as cluster,
     ):
-        cluster.create("db", str(512 * MIB), replicas=2)
+        # Three nodes cannot heal a death; a slow guest is not to meet the end of the grace.
+        cluster.create("db", str(512 * MIB), "--set", "grace_s=3600", replicas=2)
         return _outside(cluster)
 
 
