@@ -64,6 +64,9 @@ def _is_worker(config: pytest.Config) -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Put the members' metadata and sources on the path, and caches into a temporary folder."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell has its background jobs ignore Ctrl-C, and what they start inherits that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # The mark of a worker is that of the run: it has it from the process that started it.
     if not _is_worker(config):
         os.environ[_MARK] = str(_FOLDER)
