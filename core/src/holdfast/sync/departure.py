@@ -17,7 +17,7 @@ from holdfast.errors import FaultReason
 from holdfast.messages import CopyFailed
 from holdfast.model import GroupRecord
 from holdfast.sync import membership
-from holdfast.sync.events import Effect, Handover, Instant, Send, Stop, Stopped
+from holdfast.sync.events import Effect, Handover, Instant, RecordSeen, Send, Stop, Stopped
 from holdfast.sync.leg import Leg, Phase
 from holdfast.units import CopyId
 
@@ -98,7 +98,7 @@ class Departure:
         relief = self._relief(now)
         if relief is not None:
             return relief
-        target = self._target()
+        target = self._target(now)
         primary = self.roles.primary
         if self.handover is None or target is None or primary is None or not self._drained():
             return None
@@ -106,6 +106,19 @@ class Departure:
         return membership.hand_over(
             self.roles.ctx.record, target, leave=self.handover.leave, wall=now.wall
         )
+
+    def reconsider(self, event: RecordSeen, now: Instant) -> None:
+        """Withdraw a handover of unknown outcome to a copy that may be none any more.
+
+        The record in force is asked for instead. If that is won, what was asked for before cannot be
+        carried out any more; if it is not, it was.
+        """
+        asking, primary, ctx = self.roles.asking, self.roles.primary, self.roles.ctx
+        if primary is None or not asking.is_unsure or event.version != ctx.version:
+            return
+        heir = None if asking.wanted is None else primary.legs.get(asking.wanted.primary)
+        if heir is not None and not self._can_take_over(heir, now):
+            asking.wanted = ctx.record
 
     def on_stepped_down(self, out: list[Effect]) -> None:
         """The primary has become a replica, by its own wish or not."""
@@ -161,7 +174,7 @@ class Departure:
             patience *= 2
         if ctx.stalled_s <= patience:
             return None
-        heir = next((leg for leg in primary.legs.values() if _can_take_over(leg)), None)
+        heir = next((leg for leg in primary.legs.values() if self._can_take_over(leg, now)), None)
         if heir is None:
             return None  # Nobody else has it all: be patient with the last.
         primary.stopped = True
@@ -171,14 +184,29 @@ class Departure:
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _target(self) -> CopyId | None:
+    def _target(self, now: Instant) -> CopyId | None:
         primary = self.roles.primary
         if self.handover is None or primary is None:
             return None
         for leg in primary.legs.values():
-            if _can_take_over(leg) and self.handover.node in {None, leg.node}:
+            if self._can_take_over(leg, now) and self.handover.node in {None, leg.node}:
                 return leg.copy
         return None
+
+    def _can_take_over(self, leg: Leg, now: Instant) -> bool:
+        """Whether a copy has all that this one has, as it has said of late.
+
+        A primary that was away has not heard yet what became of the others meanwhile: the link that
+        still seems to stand may lead to a disk that is no more.
+        """
+        ctx = self.roles.ctx
+        return (
+            leg.in_sync
+            and leg.equal
+            and leg.phase is Phase.STREAMING
+            and leg.fault is None
+            and ctx.peers.valid_until(leg.node, ctx.record.volume) > now.mono
+        )
 
     def _drained(self) -> bool:
         primary = self.roles.primary
@@ -205,7 +233,3 @@ class Departure:
     def _stop_primary(self, out: list[Effect]) -> None:
         self.roles.lay_down("This node is stopping.", "stopping", out)
         self.rest(out)
-
-
-def _can_take_over(leg: Leg) -> bool:
-    return leg.in_sync and leg.equal and leg.phase is Phase.STREAMING and leg.fault is None

@@ -151,6 +151,7 @@ class GroupMember(Roles):
             case ev.RecordSeen():
                 if self.keeper is not None and event.version >= ctx.version:
                     self.keeper.deposed_by = 0
+                self.departure.reconsider(event, now)
                 self.follow_record(self.asking.on_seen(event, out), now, out)
             case ev.CasDone():
                 self.follow_record(self.asking.on_done(event, out), now, out)
