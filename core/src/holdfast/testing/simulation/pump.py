@@ -193,8 +193,8 @@ class Pump:
     def _delay(self, usual_s: float) -> float:
         world = self.process.world
         delay = world.rng.random() * 2 * usual_s
-        wait = self.stalled_until - world.now
-        return delay + wait if wait > 0 else delay
+        # Not all of a stall at once: it may be called off.
+        return delay + min(STALL_TOLD_S, max(0.0, self.stalled_until - world.now))
 
     def _apply(self, effect: ev.ApplyOps) -> None:
         disk, ops = self.disk, effect.ops
@@ -240,7 +240,7 @@ class Pump:
             return
         wait = self.stalled_until - self.process.world.now
         if wait > 0:
-            self.process.world.after(wait, self._syscall_ends, lane, kind)
+            self.process.world.after(min(wait, STALL_TOLD_S), self._syscall_ends, lane, kind)
             return
         if self._fails(kind):
             return
@@ -271,7 +271,7 @@ class Pump:
             return
         wait = self.stalled_until - self.process.world.now
         if wait > 0:
-            self.process.world.after(wait, self._beside_ends, kind, work)
+            self.process.world.after(min(wait, STALL_TOLD_S), self._beside_ends, kind, work)
         elif not self._fails(kind):
             event = work()
             if event is not None:
