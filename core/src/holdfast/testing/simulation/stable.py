@@ -35,7 +35,8 @@ def not_kept(
                 continue
             newest = -1
             for access in history.blocks.get(block, ()):
-                if access.is_write and access.end < asked and access.end > newest_loss:
+                # What was asked for before a loss may have been answered before it, and be lost.
+                if access.is_write and access.end < asked and access.start > newest_loss:
                     newest = max(newest, access.start)
             have = value_of(disk.stable.get(block, ZERO_BLOCK))
             if newest >= 0 and isinstance(have, int) and is_older(history, block, have, newest):
