@@ -39,23 +39,28 @@ REQUEST_BYTES_MAX = 32 * MIB
 REPLICAS_MAX = 5
 """StorageOS: "between 0 and 5 replicas"."""
 
-_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*$", re.IGNORECASE)
-_SCALE = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+_SIZE = re.compile(r"\s*([0-9]+)(?:\.([0-9]+))?\s*(?:([kmgt])(ib?|b)?|b)?\s*", re.IGNORECASE)
+_POWER = {"k": 1, "m": 2, "g": 3, "t": 4}
 
 
 def parse_size(text: str) -> int:
     """Return the number of bytes that `text` names, such as `1GiB`, `512M`, `4096` or `1.5TB`.
 
-    With or without `i` the units are powers of 1024, as storage tools in this field have it.
+    `GiB`, `Gi` and `G` are powers of 1024, as LVM, QEMU and fio take a bare `G`; `GB` is 10^9 bytes,
+    as drives are sold. What is left of a byte is dropped.
 
     Raises:
         ValueError: The text is not a size; the message says what one looks like.
     """
-    match = _SIZE.match(text)
+    match = _SIZE.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is not a size; write for example 512MiB, 1GiB or 2TiB")
-    number, unit, _ = match.groups()
-    return int(float(number) * (1 << (10 * _SCALE[unit.lower()])))
+    whole, part, unit, after = match.groups(default="")
+    base = 1000 if after.lower() == "b" else 1024
+    scale: int = base ** _POWER.get(unit.lower(), 0)
+    # In whole numbers: a float would make 4.1GB one byte less.
+    parts: int = 10 ** len(part)
+    return int(whole + part) * scale // parts
 
 
 def format_size(size_bytes: float) -> str:
@@ -64,6 +69,28 @@ def format_size(size_bytes: float) -> str:
         if abs(size_bytes) >= scale:
             return f"{size_bytes / scale:.2f}".rstrip("0").rstrip(".") + f" {unit}"
     return f"{int(size_bytes)} B"
+
+
+def nearest_sizes(size_bytes: int, *, multiple: int, least: int, most: int) -> str:
+    """Return the possible sizes around one that is not, exactly: `2861MiB or 2862MiB`.
+
+    Args:
+        size_bytes: What was wished for.
+        multiple: The possible ones are multiples of it, in bytes.
+        least: The smallest possible one in bytes, and a multiple.
+        most: The largest possible one in bytes, and a multiple.
+    """
+    below = size_bytes // multiple * multiple
+    around = {min(max(each, least), most) for each in (below, below + multiple)}
+    return " or ".join(map(_exact, sorted(around)))
+
+
+def _exact(size_bytes: int) -> str:
+    """Return a size as `parse_size` takes it, in the largest unit that it is a multiple of."""
+    for scale, unit in ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if size_bytes and size_bytes % scale == 0:
+            return f"{size_bytes // scale}{unit}"
+    return str(size_bytes)
 
 
 def chunks_of(size_bytes: int) -> int:

@@ -135,7 +135,7 @@ def test_a_volume_is_declared_shown_and_explained() -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"size_bytes": GIB + 1}, "whole MiB"),
+        ({"size_bytes": 3 * 10**9}, "Nearest: 2861MiB or 2862MiB"),
         ({"size_bytes": 1 << 20}, "at least"),
         ({"shared": True}, "cannot be shared"),
         ({"replicas": 5}, "wants 6 copies"),

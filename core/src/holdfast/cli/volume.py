@@ -122,7 +122,13 @@ def create(
     ctx: typer.Context,
     name: Name,
     size: Annotated[
-        str, typer.Option("--size", "-s", metavar="SIZE", help="Such as 512MiB, 1GiB or 2TiB.")
+        str,
+        typer.Option(
+            "--size",
+            "-s",
+            metavar="SIZE",
+            help="Such as 512MiB or 1GiB; 1G is 1GiB, 1GB is 10^9 bytes.",
+        ),
     ],
     replicas: NewReplicas = None,
     policy: NewPolicy = None,

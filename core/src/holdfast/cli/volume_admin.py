@@ -12,11 +12,11 @@ from typing import Annotated, Any
 
 import typer
 
-from holdfast.cli.context import Context, here, put, put_json
+from holdfast.cli.context import Context, here, put, put_json, size_in
 from holdfast.errors import ConflictError, NotFoundError, UnavailableError, UsageError
 from holdfast.node.control_client import Json
 from holdfast.node.toml_files import write_atomically
-from holdfast.units import format_size, parse_size
+from holdfast.units import format_size
 
 RESIZE_PATIENCE_S = 30.0
 RESIZE_POLL_S = 0.1
@@ -125,10 +125,7 @@ def resize(
 
     Every copy grows first; the command returns when the new size is served.
     """
-    try:
-        wanted = parse_size(size)
-    except ValueError as error:
-        raise UsageError(f"{error}.") from error
+    wanted = size_in(size)
     context = here(ctx)
     client = context.client()
     status = client.change_volume(name, size_bytes=wanted)

@@ -26,7 +26,7 @@ A node reads one TOML file: `holdfast node run --config n1.toml`. `holdfast conf
 whether a file is right, and `holdfast config show` prints every value in force with the line that
 it comes from. What is unknown, of the wrong type or impossible is refused, with file, line, key,
 value and the nearest right spelling. File names count from the file's own folder. Sizes in bytes
-may be written as `"512MiB"`.
+may be written as `"512MiB"` or `"512M"`; `"512MB"` is 512,000,000 bytes.
 
 This page is generated from the options that the code declares; do not edit it.
 """

@@ -38,6 +38,7 @@ from holdfast.units import (
     VolumeId,
     counted,
     format_size,
+    nearest_sizes,
 )
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -347,10 +348,13 @@ class Volumes:
 
 def _check_size(size_bytes: int) -> None:
     if size_bytes < BLOCK_BYTES or size_bytes > VOLUME_BYTES_MAX or size_bytes % SECTOR_BYTES:
+        near = nearest_sizes(
+            size_bytes, multiple=SECTOR_BYTES, least=BLOCK_BYTES, most=VOLUME_BYTES_MAX
+        )
         raise UsageError(
-            f"{size_bytes} bytes is no possible size of a volume.",
-            hint=f"Choose a multiple of {SECTOR_BYTES} from {format_size(BLOCK_BYTES)} to "
-            f"{format_size(VOLUME_BYTES_MAX)}.",
+            f"{size_bytes} bytes is no possible size of a volume: that is a multiple of "
+            f"{SECTOR_BYTES} from {format_size(BLOCK_BYTES)} to {format_size(VOLUME_BYTES_MAX)}.",
+            hint=f"Nearest: {near}.",
         )
 
 

@@ -15,7 +15,14 @@ from holdfast.errors import ConflictError, NotFoundError, StateConflictError, Us
 from holdfast.interfaces import API_VERSION
 from holdfast.interfaces.replicator import Json, ReplicatorHost
 from holdfast.interfaces.state import Entry, StateStore
-from holdfast.units import MIB, NodeName, VolumeId, format_size
+from holdfast.units import (
+    MIB,
+    VOLUME_BYTES_MAX,
+    NodeName,
+    VolumeId,
+    format_size,
+    nearest_sizes,
+)
 from holdfast_transport_nvmeof.md import inventory, machine
 from holdfast_transport_nvmeof.md.agent import NODES, VOLUMES, Agent, Around
 from holdfast_transport_nvmeof.md.draining import drain_steps
@@ -113,7 +120,8 @@ class MdReplicator:
         if size < least or size % MIB:
             raise UsageError(
                 f"{format_size(size)} is no size for an md volume with file system "
-                f"{options.filesystem}: it must be whole MiB, at least {format_size(least)}."
+                f"{options.filesystem}: it must be whole MiB, at least {format_size(least)}.",
+                hint=f"Nearest: {_near(size, least)}.",
             )
         policy = request.get("policy") or DEFAULT_POLICY
         given = request.get("policy_options") or {}
@@ -270,8 +278,16 @@ def _grown(volume: MdVolume, size: int) -> int:
             f"Volume {volume.name} is striped over {volume.drives_per_copy} drives; it cannot grow."
         )
     if size < volume.size_bytes or size % MIB:
-        raise ConflictError(f"Volume {volume.name} can only grow, by whole MiB.")
+        raise ConflictError(
+            f"Volume {volume.name} has {format_size(volume.size_bytes)}; "
+            "it can only grow, by whole MiB.",
+            hint=f"Nearest: {_near(size, volume.size_bytes)}.",
+        )
     return size
+
+
+def _near(size: int, least: int) -> str:
+    return nearest_sizes(size, multiple=MIB, least=least, most=VOLUME_BYTES_MAX)
 
 
 def _taken_over(volume: MdVolume, now: float) -> MdVolume:
