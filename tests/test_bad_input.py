@@ -68,48 +68,71 @@ def unharmed(shared: RunningCluster) -> Iterator[RunningCluster]:
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "code", "says"),
     [
-        (["volume", "show", "kep"], "kept"),
-        (["volume", "create", "kept", "--size", "1GiB"], "kept"),
-        (["volume", "create", "x", "--size", "much"], "size"),
-        (["volume", "create", "x", "--size", "-1GiB"], "size"),
-        (["volume", "create", "x", "--size", "0"], "size"),
-        (["volume", "create", "x", "--size", "513"], "Nearest: 4KiB"),
-        (["volume", "create", "x", "--size", "100MB"], "Nearest: 97656KiB or 100000256"),
-        (["volume", "resize", "kept", "--size", "100MB"], "Nearest: 97656KiB or 100000256"),
-        (["volume", "create", "x", "--size", "99999TiB"], "size"),
-        (["volume", "create", "x"], "--size"),
-        (["volume", "create", "a/b", "--size", "1MiB"], "name"),
-        (["volume", "create", "", "--size", "1MiB"], "name"),
-        (["volume", "create", "x", "--size", "1MiB", "--replicas", "6"], "replicas"),
-        (["volume", "create", "x", "--size", "1MiB", "--policy", "hart"], "hard"),
-        (["volume", "create", "x", "--size", "1MiB", "--set", "grace=3"], "grace_s"),
-        (["volume", "create", "x", "--size", "1MiB", "--set", "grace_s=soon"], "grace_s"),
-        (["volume", "create", "x", "--size", "1MiB", "--node", "n9"], "n9"),
-        (["volume", "set", "kept"], "nothing"),
-        (["volume", "set", "kept", "--policy", "soften"], "soft"),
-        (["volume", "set", "kept", "--replicas", "nine"], "replicas"),
-        (["volume", "delete", "nothing"], "nothing"),
-        (["volume", "url", "kept", "--node", "n9"], "n9"),
-        (["volume", "import", "kept", "/nonexistent"], "/nonexistent"),
-        (["volume", "export", "kept", "/nonexistent/file"], "/nonexistent"),
-        (["volume", "verify", "nothing"], "nothing"),
-        (["volume", "detach", "kept"], "attach"),
-        (["volume", "promote", "kept", "n9"], "n9"),
-        (["node", "start", "n9"], "n9"),
-        (["node", "frobnicate"], "frobnicate"),
-        (["up", "--nodes", "0"], "nodes"),
-        (["up", "--nodes", "2"], "nodes"),
-        (["plugin", "check", "nothing"], "nothing"),
-        (["config", "check", "--config", "/nonexistent.toml"], "/nonexistent.toml"),
+        (["volume", "show", "kep"], 5, "kept"),
+        (["volume", "create", "kept", "--size", "1GiB"], 6, "kept"),
+        (["volume", "create", "x", "--size", "much"], 2, "size"),
+        (["volume", "create", "x", "--size", "-1GiB"], 2, "size"),
+        (["volume", "create", "x", "--size", "0"], 2, "Nearest: 4KiB"),
+        (["volume", "create", "x", "--size", "513"], 2, "Nearest: 4KiB"),
+        (["volume", "create", "x", "--size", "100MB"], 2, "Nearest: 97656KiB or 100000256"),
+        (["volume", "resize", "kept", "--size", "100MB"], 2, "Nearest: 97656KiB or 100000256"),
+        (["volume", "create", "x", "--size", "99999TiB"], 2, "Nearest: 64TiB"),
+        (["volume", "create", "x"], 2, "--size"),
+        (["volume", "create", "a/b", "--size", "1MiB"], 2, "name"),
+        (["volume", "create", "", "--size", "1MiB"], 2, "name"),
+        (["volume", "create", "x", "--size", "1MiB", "--replicas", "6"], 2, "replicas"),
+        (["volume", "create", "x", "--size", "1MiB", "--replicas", "-1"], 2, "replicas"),
+        (["volume", "create", "x", "--size", "1MiB", "--policy", "hart"], 4, "hard"),
+        (["volume", "create", "x", "--size", "1MiB", "--set", "grace=3"], 2, "grace_s"),
+        (["volume", "create", "x", "--size", "1MiB", "--set", "grace_s=soon"], 2, "grace_s"),
+        (["volume", "create", "x", "--size", "1MiB", "--set", "grace_s=-1"], 2, "grace_s"),
+        (["volume", "create", "x", "--size", "1MiB", "--node", "n9"], 5, "n9"),
+        (["volume", "create", "x", "--size", "1MiB", "--transport", "n9=tcp"], 5, "n9"),
+        (["volume", "create", "x", "--size", "1MiB", "--transport", "smoke"], 2, "smoke"),
+        (["volume", "create", "x", "--size", "1MiB", "--read-from", "moon"], 2, "moon"),
+        (["volume", "create", "x", "--size", "1MiB", "--member-missing-timeout", "inf"], 2, "inf"),
+        (["volume", "set", "kept"], 2, "nothing"),
+        (["volume", "set", "kept", "--policy", "soften"], 4, "soft"),
+        (["volume", "set", "kept", "--replicas", "nine"], 2, "replicas"),
+        (["volume", "set", "kept", "--set", "nonsense=1"], 2, "nonsense"),
+        (["volume", "resize", "kept", "--size", "1MiB"], 6, "cannot shrink"),
+        (["volume", "delete", "nothing"], 5, "nothing"),
+        (["volume", "url", "kept", "--node", "n9"], 5, "n9"),
+        (["volume", "import", "kept", "/nonexistent"], 5, "/nonexistent"),
+        (["volume", "import", "kept", "/"], 2, "Is a directory"),
+        (["volume", "export", "kept", "/nonexistent/file"], 5, "/nonexistent/file cannot"),
+        (["volume", "zero", "kept", "--offset", "1", "--length", "2"], 2, "multiples of 512"),
+        (["volume", "zero", "kept", "--offset", "16MiB", "--length", "1MiB"], 2, "beyond the end"),
+        (["volume", "verify", "nothing"], 5, "nothing"),
+        (["volume", "detach", "kept"], 5, "attach"),
+        (["volume", "promote", "kept", "n9"], 5, "n9"),
+        (["volume", "move", "kept", "n1", "n9"], 5, "n9"),
+        (["volume", "evict", "kept", "n9"], 5, "n9"),
+        (["node", "start", "n9"], 5, "n9"),
+        (["node", "frobnicate"], 2, "frobnicate"),
+        (["up", "--nodes", "0"], 2, "nodes"),
+        (["up", "--nodes", "2"], 2, "nodes"),
+        (["plugin", "check", "nothing"], 4, "nothing"),
+        (["config", "check", "--config", "/nonexistent.toml"], 3, "/nonexistent.toml"),
+        (["config", "show", "--config", "/x.toml", "--node", "n1"], 2, "--config and --node"),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_a_mistake_on_the_command_line_is_a_sentence(
-    shared: RunningCluster, words: list[str], says: str
+    shared: RunningCluster, words: list[str], code: int, says: str
 ) -> None:
-    sentence(shared.run(*words), says=says)
+    sentence(shared.run(*words), code=code, says=says)
+
+
+def test_a_file_that_is_larger_than_the_volume_is_not_imported(
+    shared: RunningCluster, tmp_path: Path
+) -> None:
+    image = tmp_path / "image"
+    with image.open("wb") as file:
+        file.truncate(17 * MIB)
+    sentence(shared.run("volume", "import", "kept", str(image)), code=6, says="--size 17MiB")
 
 
 def test_after_all_those_mistakes_the_cluster_is_as_it_was(unharmed: RunningCluster) -> None:

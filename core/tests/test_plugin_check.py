@@ -59,7 +59,7 @@ def test_all_kinds_of_a_name_are_tried_and_people_are_told(
 def test_options_are_set_for_the_trial(capsys: pytest.CaptureFixture[str]) -> None:
     assert check(capsys, "threshold", "--set", "threshold=3")[0] == 0
     code, _, complaint = check(capsys, "threshold", "--set", "thresold=3")
-    assert code == 3
+    assert code == 2
     assert "Did you mean 'threshold'?" in complaint
 
 

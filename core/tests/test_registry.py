@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.errors import DriverError
+from holdfast.errors import DriverError, UsageError
 from holdfast.interfaces import API_VERSION
 from holdfast.kernel import registry
 from holdfast.kernel.registry import DriverInfo, DriverStatus, list_drivers, load, names
@@ -76,7 +76,7 @@ def test_a_kind_without_any_driver_says_so(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_unknown_kind_lists_the_kinds() -> None:
-    with pytest.raises(DriverError, match=r"no drivers of kind 'polices'.*transport, policy"):
+    with pytest.raises(UsageError, match=r"no drivers of kind 'polices'.*transport, policy"):
         list_drivers("polices")
 
 

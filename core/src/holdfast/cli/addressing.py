@@ -20,6 +20,7 @@ def uri_of(context: Context, name: str, frontend: str, node: str | None = None) 
 
     Raises:
         NotFoundError: No such volume or node.
+        DriverError: No such frontend.
         UnavailableError: The node does not run, or does not run that frontend.
     """
     client = context.client()
@@ -52,11 +53,11 @@ def _serving(client: ControlClient, name: str, frontend: str, node: str | None) 
         # The state store may take a node for alive for some seconds after it was killed or frozen.
         if each is not None and address and _listens(address, greets=frontend == "nbd"):
             return each, address
+    if frontend not in registry.names("frontend"):
+        registry.load("frontend", frontend)  # Says which there are.
     what = "NBD" if frontend == "nbd" else frontend
     hint = "`holdfast status` shows which nodes run."
-    if frontend not in (installed := registry.names("frontend")):
-        hint = f"There is no frontend of that name; installed are {' and '.join(installed)}."
-    elif frontend != "nbd":
+    if frontend != "nbd":
         hint = f"Switch it on with a section [frontend.{frontend}]. {hint}"
     who = f"Node {wanted[0]} does not serve" if node else "No node serves"
     raise UnavailableError(f"{who} {what} now.", hint=hint)

@@ -7,7 +7,6 @@ What was not foreseen goes to a file with all its details, and the user is told 
 from __future__ import annotations
 
 import datetime as dt
-import errno
 import functools
 import json
 import os
@@ -37,7 +36,7 @@ from holdfast.cli import (
     volume_admin,
     whatif,
 )
-from holdfast.cli.context import Context
+from holdfast.cli.context import NOT_OUR_FAULT, Context
 from holdfast.errors import HoldfastError, UnavailableError, UsageError
 from holdfast.node.control_errors import to_json
 from holdfast.node.local_cluster import default_dir
@@ -48,10 +47,6 @@ EXIT_INTERRUPTED = 130
 """As shells report SIGINT."""
 EXIT_PIPE = 141
 """As shells report SIGPIPE."""
-_NOT_OUR_FAULT = frozenset(
-    {errno.EACCES, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENOSPC, errno.EPERM, errno.EROFS}
-)
-"""What the operating system may answer however right the program is."""
 
 _HERE_AND_THERE = "--json, --dir and --control may stand before or after the command."
 
@@ -123,9 +118,9 @@ class _Slip(Protocol):
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code."""
-    words = hoisted(arguments)
-    as_json = "--json" in words
+    as_json = "--json" in arguments
     try:
+        words = hoisted(arguments)
         _add_observers()
         code = app(words, prog_name="holdfast", standalone_mode=False)
         sys.stdout.flush()
@@ -140,12 +135,12 @@ def run(arguments: Sequence[str]) -> int:
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
     except OSError as error:
-        if error.errno not in _NOT_OUR_FAULT:
+        if error.errno not in NOT_OUR_FAULT:
             return _bug(error, as_json=as_json)
         return _refused(error, as_json=as_json)
     except Exception as error:  # noqa: BLE001 - the last place; told as a sentence.
         if isinstance(error, _Slip):
-            return _slip(error, as_json=as_json)
+            return _slip(error, arguments, as_json=as_json)
         return _bug(error, as_json=as_json)
     return code if isinstance(code, int) else 0
 
@@ -160,7 +155,11 @@ def _add_observers() -> None:
 
 
 def hoisted(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with the options of every command in front, wherever they stood."""
+    """Return the arguments with the options of every command in front, wherever they stood.
+
+    Raises:
+        UsageError: One that needs a value is the last word.
+    """
     first: list[str] = []
     rest: list[str] = []
     words = iter(arguments)
@@ -170,7 +169,10 @@ def hoisted(arguments: Sequence[str]) -> list[str]:
         elif word == "--json" or word.startswith(("--dir=", "--control=")):
             first.append(word)
         elif word in {"--dir", "--control"}:
-            first += [word, *([value] if (value := next(words, None)) is not None else [])]
+            value = next(words, None)
+            if value is None:
+                raise UsageError(f"{word} needs a value.", hint="`holdfast -h` shows which.")
+            first += [word, value]
         else:
             rest.append(word)
     return [*first, *rest]
@@ -196,8 +198,16 @@ def _fail(error: HoldfastError, *, as_json: bool) -> int:
     return error.exit_code
 
 
-def _slip(error: _Slip, *, as_json: bool) -> int:
-    path = getattr(error.ctx, "command_path", "holdfast")
+def _slip(error: _Slip, words: Sequence[str], *, as_json: bool) -> int:
+    root = typer.main.get_command(app)
+    path = "holdfast" if error.ctx is None else error.ctx.command_path
+    if error.ctx is None:
+        # What goes wrong while words are sorted into options does not know its command.
+        group: Any = root
+        for word in words:
+            if word in getattr(group, "commands", ()):
+                group = group.commands[word]
+                path += f" {word}"
     if type(error).__name__ == "NoArgsIsHelpError":
         # With rich it was drawn when it was asked for, and nothing is left to be said.
         if help_text := error.format_message().strip():
@@ -208,7 +218,7 @@ def _slip(error: _Slip, *, as_json: bool) -> int:
         sentence += "."
     hint = f"`{path} -h` shows how."
     wanted = sentence.removeprefix("No such command '").partition("'")[0]
-    if wanted != sentence and (found := _paths_of(wanted, error.ctx.find_root().command)):
+    if wanted != sentence and (found := _paths_of(wanted, root)):
         hint = f"Perhaps {' or '.join(f'`holdfast {each}`' for each in found)}?"
     return _fail(UsageError(sentence, hint=hint), as_json=as_json)
 

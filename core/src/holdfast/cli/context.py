@@ -6,6 +6,7 @@ command by name.
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import attrs
 import typer
 
-from holdfast.errors import HoldfastError, UnavailableError, UsageError
+from holdfast.errors import HoldfastError, NotFoundError, UnavailableError, UsageError
 from holdfast.node.control_client import ControlClient
 from holdfast.node.local_cluster import LocalCluster
 from holdfast.units import parse_size
@@ -23,6 +24,12 @@ PROBE_TIMEOUT_S = 2.0
 """How long a node may take to say that it lives before the next one is asked."""
 NAMED_TIMEOUT_S = 5.0
 """The same for a node that no other one can stand in for."""
+
+
+NOT_OUR_FAULT = frozenset(
+    {errno.EACCES, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENOSPC, errno.EPERM, errno.EROFS}
+)
+"""What the operating system may answer however right the program is."""
 
 
 @attrs.define
@@ -105,14 +112,27 @@ def warn(sentence: str) -> None:
 
 
 def pairs(words: list[str], option: str) -> dict[str, str]:
-    """Return `key=value` words as a dict; raises `UsageError` for what is none."""
-    found = {}
+    """Return `key=value` words as a dict; raises `UsageError` for what is none, or comes twice."""
+    found: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
-            raise UsageError(f"{option} {word!r} has no '='.", hint=f"Write {option} key=value.")
+            lack = "nothing before its '='" if equals else "no '='"
+            raise UsageError(f"{option} {word!r} has {lack}.", hint=f"Write {option} key=value.")
+        if key in found:
+            raise UsageError(f"{option} {key} is given twice.", hint="Give it once.")
         found[key] = value
     return found
+
+
+def file_error(file: Path, error: OSError) -> HoldfastError:
+    """Return what to tell of a file that was named and that cannot be used."""
+    told = f"{file} cannot be used: {error.strerror or error}."
+    if isinstance(error, FileNotFoundError):
+        return NotFoundError(told, hint="Check its name.")
+    if error.errno in NOT_OUR_FAULT:
+        return UnavailableError(told, hint="Check its permissions and the space left.")
+    return UsageError(told, hint="Name another file.")
 
 
 def size_in(text: str) -> int:

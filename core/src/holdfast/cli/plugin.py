@@ -93,7 +93,7 @@ def _tried(kind: str, name: str, settings: dict[str, str]) -> dict[str, Any]:
     import anyio
 
     from holdfast.kernel import registry
-    from holdfast.kernel.config import options_from_strings
+    from holdfast.kernel.config import asked_for, options_from_strings
     from holdfast.testing import trial
 
     # What drivers log of strangers and broken links belongs to the trial.
@@ -105,7 +105,8 @@ def _tried(kind: str, name: str, settings: dict[str, str]) -> dict[str, Any]:
             options = None
             if getattr(driver, "Options", None) is not None:
                 given = trial.trial_options(driver, Path(folder)) | settings
-                options = options_from_strings(driver.Options, given)
+                with asked_for():
+                    options = options_from_strings(driver.Options, given)
             checks = anyio.run(
                 functools.partial(trial.run_kit, kind, driver, options),
                 # As a node has it.

@@ -87,7 +87,10 @@ def move(
     """Move a copy to another node: add and sync there first, then remove it here."""
     source = _said("FROM", source, "--from", from_option)
     if (target is None and to_option is None) is not call_off:
-        raise UsageError("Either a node to move to or --call-off is needed.")
+        raise UsageError(
+            "Either a node to move to or --call-off is needed, and not both.",
+            hint=f"Write `holdfast volume move {name} {source} TO`, or --call-off in place of TO.",
+        )
     context = here(ctx)
     if call_off:
         status = context.client().move(name, source, source)

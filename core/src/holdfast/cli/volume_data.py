@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from holdfast.cli.context import here, put, put_json, size_in
+from holdfast.cli.context import file_error, here, put, put_json, size_in
 from holdfast.cli.nbd_client import READ, WRITE, WRITE_ZEROES, NbdClient, Request
 from holdfast.errors import ConflictError, CopiesDifferError, UsageError
 from holdfast.node.control_client import Json
@@ -61,10 +61,10 @@ def import_file(
 
     context = here(ctx)
     uri = nbd_uri(context.client(), name, node)
-    with _opened(file, "rb") as source, NbdClient(uri) as volume:
+    with _file_errors(file), file.open("rb", buffering=0) as source, NbdClient(uri) as volume:
         size = _size(file, source.fileno())
         if size > volume.size_bytes:
-            raise UsageError(
+            raise ConflictError(
                 f"{file} has {format_size(size)}, volume {name} only "
                 f"{format_size(volume.size_bytes)}.",
                 hint=f"Make it larger: holdfast volume resize {name} --size {-(-size // MIB)}MiB",
@@ -112,11 +112,13 @@ def export_file(
         raise ConflictError(f"{file} exists already.", hint="Replace it with --force.")
     partial = file.with_name(f"{file.name}.partial")
     try:
-        with NbdClient(uri) as volume, _opened(partial, "wb") as target:
-            with render.byte_progress(f"exporting {name}", volume.size_bytes) as advance:
-                got = copy_out(volume, target.fileno(), advance)
+        with NbdClient(uri) as volume, _file_errors(file):
             size = volume.size_bytes
-        with _file_errors(file):
+            with (
+                partial.open("wb", buffering=0) as target,
+                render.byte_progress(f"exporting {name}", size) as advance,
+            ):
+                got = copy_out(volume, target.fileno(), advance)
             partial.replace(file)
     finally:
         with contextlib.suppress(OSError):
@@ -149,9 +151,16 @@ def zero(
     first, count = size_in(offset), size_in(length)
     with NbdClient(nbd_uri(context.client(), name, node)) as volume:
         if first % SECTOR_BYTES or count % SECTOR_BYTES:
-            raise UsageError(f"Ranges of a volume are in whole sectors of {SECTOR_BYTES} bytes.")
+            raise UsageError(
+                f"--offset {offset} and --length {length} are not both whole sectors.",
+                hint=f"Give multiples of {SECTOR_BYTES} bytes.",
+            )
         if first + count > volume.size_bytes:
-            raise UsageError(f"Volume {name} has only {format_size(volume.size_bytes)}.")
+            raise UsageError(
+                f"--offset {offset} and --length {length} go beyond the end of volume {name}, "
+                f"which has {format_size(volume.size_bytes)}.",
+                hint="Give a smaller range.",
+            )
         # Data, not a hole: a sector that cannot be read is cured by what is written to it.
         for at in range(first, first + count, BLOCK_BYTES):
             volume.write(at, _ZEROS[: min(BLOCK_BYTES, first + count - at)])
@@ -359,17 +368,8 @@ def _read_at(source: int, count: int, offset: int) -> bytes:
 
 
 @contextlib.contextmanager
-def _opened(file: Path, mode: str) -> Iterator[Any]:
-    with _file_errors(file), file.open(mode, buffering=0) as opened:
-        yield opened
-
-
-@contextlib.contextmanager
 def _file_errors(file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UsageError(
-            f"{file} cannot be used: {error.strerror or error}.",
-            hint="Check its name, its permissions and the space left.",
-        ) from error
+        raise file_error(file, error) from error

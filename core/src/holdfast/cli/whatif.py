@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from holdfast.cli.context import here, pairs, put, put_json, warn
-from holdfast.errors import NotFoundError, UsageError
+from holdfast.cli.context import file_error, here, pairs, put, put_json, warn
+from holdfast.errors import ConfigError, UsageError
 from holdfast.model import VolumeSpec
 from holdfast.units import MIB, VolumeId, parse_size
 
@@ -111,9 +111,11 @@ def _layout(path: Path, policy: str, replicas: int, settings: list[str]) -> Layo
 
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise NotFoundError(
-            f"The layout {path} cannot be read: {error}.", hint="--topology names a TOML file."
+    except OSError as error:
+        raise file_error(path, error) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path} is not UTF-8 text: {error.reason}.", hint="--topology names a TOML file."
         ) from error
     given = layout.parse(text, path.name, policy=policy, replicas=replicas)
     policies, common = Policies({}), pairs(settings, "--set")
@@ -163,9 +165,7 @@ def _draw(svg: Path, topology: Path, told: list[Told], *, back_s: float | None) 
         picture = timeline.draw(f"What if: {topology.name}", told, back_s=back_s)
         svg.write_text(picture, encoding="utf-8")
     except OSError as error:
-        raise UsageError(
-            f"The timeline cannot be written to {svg}: {error}.", hint="Name another file."
-        ) from error
+        raise file_error(svg, error) from error
 
 
 def _show(losses: list[Told]) -> None:

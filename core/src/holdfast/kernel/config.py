@@ -18,6 +18,7 @@ from holdfast.errors import ConfigError, DriverError
 from holdfast.kernel import registry
 from holdfast.kernel.options import (
     Where,
+    asked_for,
     checked_mapping,
     options_from_mapping,
     options_from_strings,
@@ -43,6 +44,7 @@ __all__ = [
     "Config",
     "ConsumerConfig",
     "Setting",
+    "asked_for",
     "config_from_text",
     "describe_options",
     "load_config",

@@ -20,18 +20,19 @@ which sections there are.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import enum
 import math
 import re
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
 
-from holdfast.errors import ConfigError
+from holdfast.errors import ConfigError, UsageError
 from holdfast.kernel.schema import (
     HOLDS,
     bounds_of,
@@ -165,6 +166,15 @@ def options_to_mapping(options: Any, *, secrets: bool = True) -> dict[str, Any]:
         else plain(getattr(options, field.name))
         for key, field in fields_of(type(options)).items()
     }
+
+
+@contextlib.contextmanager
+def asked_for() -> Iterator[None]:
+    """Make what is wrong with options a `UsageError`: they stand in a request and in no file."""
+    try:
+        yield
+    except ConfigError as error:
+        raise UsageError(error.message, hint=error.hint) from error
 
 
 def unknown_key(key: str, known: Collection[str], where: Where) -> ConfigError:

@@ -18,7 +18,7 @@ from typing import Any
 import attrs
 from stevedore.named import NamedExtensionManager
 
-from holdfast.errors import DriverError
+from holdfast.errors import DriverError, UsageError
 from holdfast.interfaces import API_VERSION
 
 KINDS: tuple[str, ...] = (
@@ -124,7 +124,7 @@ def list_drivers(kind: str | None = None) -> list[DriverInfo]:
 
 def _group(kind: str) -> str:
     if kind not in KINDS:
-        raise DriverError(
+        raise UsageError(
             f"There are no drivers of kind {kind!r}.", hint=f"Kinds are {', '.join(KINDS)}."
         )
     return f"holdfast.{kind}"

@@ -82,12 +82,21 @@ class Directory:
             self._take_spec(VolumeSpec.from_bytes(spec.value))
             return self.by_name(name)
 
+    def node(self, name: NodeName) -> NodeRecord:
+        """Return a node that an operator names; raises `NotFoundError` for one never heard of."""
+        if name not in self.nodes:
+            known = ", ".join(sorted(self.nodes))
+            raise NotFoundError(
+                f"The cluster has no node {name!r}.", hint=f"Its nodes are {known}."
+            )
+        return self.nodes[name]
+
     def check_host(self, name: NodeName) -> None:
-        """Raise `ConflictError` when a node that an operator names cannot take a copy."""
-        node = self.alive.get(name)
-        if node is None:
+        """Raise `ConflictError` or `NotFoundError` when a node that is named cannot take a copy."""
+        node = self.node(name)
+        if name not in self.alive:
             raise ConflictError(
-                f"Node {name!r} is not there.", hint="`holdfast node list` shows who is."
+                f"Node {name} is not up.", hint="`holdfast node list` shows which ones are."
             )
         if node.compute_only:
             raise ConflictError(f"Node {name} is compute-only: it keeps no copies.")

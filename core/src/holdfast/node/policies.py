@@ -12,7 +12,7 @@ from typing import Any
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.interfaces.policy import Policy
 from holdfast.kernel import registry
-from holdfast.kernel.config import options_from_mapping, options_from_strings
+from holdfast.kernel.config import asked_for, options_from_mapping, options_from_strings
 from holdfast.model import VolumeSpec
 from holdfast.units import counted
 
@@ -56,16 +56,22 @@ class Policies:
                 self.of(spec)
 
     def options(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the options of a new volume, typed: the configuration's, then `given`."""
+        """Return the options of a new volume, typed: the configuration's, then `given`.
+
+        Raises:
+            DriverError: There is no such policy.
+            UsageError: It does not take what is given.
+        """
         driver = self._driver(name)
         typed = {k: v for k, v in given.items() if not isinstance(v, str)}
         texts = {k: v for k, v in given.items() if isinstance(v, str)}
-        parsed = options_from_strings(driver.Options, texts) if texts else None
-        for key in texts:
-            value = getattr(parsed, key)
-            typed[key] = getattr(value, "value", value)
-        merged = {**self._defaults.get(name, {}), **typed}
-        options_from_mapping(driver.Options, merged, where=f"--set of policy {name}")
+        with asked_for():
+            parsed = options_from_strings(driver.Options, texts) if texts else None
+            for key in texts:
+                value = getattr(parsed, key)
+                typed[key] = getattr(value, "value", value)
+            merged = {**self._defaults.get(name, {}), **typed}
+            options_from_mapping(driver.Options, merged, where=f"--set of policy {name}")
         return merged
 
     def refuse(self, name: str, declared: int, options: Mapping[str, Any]) -> None:

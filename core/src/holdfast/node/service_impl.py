@@ -237,6 +237,7 @@ class Service:
             return await self._others.order(record.primary_member.node, "promote", name, node)
         target = record.on_node(node)
         if target is None or target.state is not CopyState.IN_SYNC:
+            self._node.directory.node(node)  # Raises for what is no node at all.
             raise _no_copy(name, node)
         if target.copy != record.primary:
             pump.feed(ev.Handover(node, leave=False))

@@ -220,11 +220,7 @@ class Volumes:
         """
         chosen = {}
         for name, transport in sorted(transports.items()):
-            node = self._directory.nodes.get(NodeName(name))
-            if node is None:
-                raise NotFoundError(
-                    f"The cluster has no node {name!r}.", hint="`holdfast node list` shows them."
-                )
+            node = self._directory.node(NodeName(name))
             why = transport_refusal(node, transport) if transport else ""
             if why:
                 raise UsageError(f"Node {name} {why}.")
