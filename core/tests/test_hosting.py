@@ -34,6 +34,7 @@ from holdfast.node.directory import Directory
 from holdfast.node.eventlog import EventLog
 from holdfast.node.hosting import Hosting
 from holdfast.node.observing import Observing
+from holdfast.node.polling import ALWAYS_ASLEEP
 from holdfast.node.tasks import Tasks
 from holdfast.node.workers import lock_data
 from holdfast.sync import events as ev
@@ -74,6 +75,7 @@ async def hosted(tmp_path: Path) -> AsyncIterator[tuple[Hosting, FaultyStateStor
         heard=lambda: None,
         events=EventLog(tmp_path / "events", NODE),
         observing=Observing(NODE, load_hooks(), directory),
+        polling=ALWAYS_ASLEEP,
         pace_limits=PaceLimits(),
         keeps=lambda _: True,
     )

@@ -52,6 +52,9 @@ class NodeOptions:
     workers: int = attrs.field(default=1, metadata={"min": 1, "max": WORKERS_MAX})
     """How many data processes the node has, its volumes spread over them; up to one for each core
     that it may use. With 1 the daemon itself is the only process, which takes the least memory."""
+    busy_poll_us: int = attrs.field(default=200, metadata={"min": 0, "max": 10_000, "unit": "us"})
+    """How long a data process that has heard something looks for more before it sleeps, where that
+    has paid of late: latency for processor time that nobody else wants. 0 always sleeps."""
 
     def __attrs_post_init__(self) -> None:
         """Refuse what contradicts itself."""

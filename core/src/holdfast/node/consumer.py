@@ -18,6 +18,7 @@ from holdfast.interfaces.transport import Link, LinkHandler, Transport
 from holdfast.messages import Hello
 from holdfast.model import GroupRecord, VolumeSpec
 from holdfast.node.directory import Directory
+from holdfast.node.polling import ALWAYS_ASLEEP, Polling
 from holdfast.node.pump import Pump
 from holdfast.node.sessions import NodeSession
 from holdfast.units import NodeName, VolumeId
@@ -48,6 +49,7 @@ class Consumer:
         local_pump: Callable[[VolumeId], Pump | None] = lambda _: None,
         keeps: Callable[[VolumeId], bool] = lambda _: True,
         io_deadline_s: float | None = None,
+        polling: Polling = ALWAYS_ASLEEP,
     ) -> None:
         """Prepare; the owner primes `directory` and runs it.
 
@@ -65,10 +67,12 @@ class Consumer:
             local_pump: Finds the copy of a volume in this very process.
             keeps: Whether copies of a volume on this node are kept by this process.
             io_deadline_s: How long a request may wait before its consumer is told EIO; None: for ever.
+            polling: Whether to wait awake for answers; a program's own loop does not.
         """
         self.name = name
         self.cluster = cluster
         self.process = process
+        self.polling = polling
         self.directory = Directory(store, self._on_group, on_spec, on_nodes, on_store_error)
         self._transport = transport
         self._spawn = spawn

@@ -42,6 +42,7 @@ from holdfast.node.heartbeats import Heartbeats
 from holdfast.node.hosting import Hosting
 from holdfast.node.observing import Observing
 from holdfast.node.policies import Policies
+from holdfast.node.polling import Polling
 from holdfast.node.pump import Pump
 from holdfast.node.replicators import ReplicatorService, open_replicators
 from holdfast.node.scrubbing import Scrubbing
@@ -105,6 +106,7 @@ class Node:
         self.relabelled: dict[str, str | None] = {}
         self.tasks = Tasks(self._on_failure)
         self.failure: BaseException | None = None
+        self.polling = Polling(config.node.busy_poll_us)
         self.peers = Peers(self.name, _timing(config.timing), self._worker_of)
         self.consumer = Consumer(
             name=self.name,
@@ -120,6 +122,7 @@ class Node:
             local_pump=self._local_pump,
             keeps=self.keeps,
             io_deadline_s=config.node.io_deadline_s or None,
+            polling=self.polling,
         )
         self.directory = self.consumer.directory
         self.observing = Observing(self.name, load_hooks(), self.directory)
@@ -158,6 +161,7 @@ class Node:
             heard=self._kick,
             events=EventLog(self._home() / eventlog.DIRECTORY, self.name),
             observing=self.observing,
+            polling=self.polling,
             pace_limits=_pace_limits(self.config.sync),
             keeps=self.keeps,
         )

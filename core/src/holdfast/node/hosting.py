@@ -38,6 +38,7 @@ from holdfast.node.directory import Directory
 from holdfast.node.eventlog import EventLog
 from holdfast.node.observing import Observing
 from holdfast.node.pending import PendingLink
+from holdfast.node.polling import Polling
 from holdfast.node.pump import Outlet, Pump, PumpLink
 from holdfast.node.witness import Witness
 from holdfast.sync import events as ev
@@ -72,6 +73,7 @@ class Hosting:
         heard: Callable[[], None],
         events: EventLog,
         observing: Observing,
+        polling: Polling,
         pace_limits: PaceLimits,
         keeps: Callable[[VolumeId], bool],
     ) -> None:
@@ -83,6 +85,7 @@ class Hosting:
         self.directory = directory
         self.peers = peers
         self.events = events
+        self.polling = polling
         self._pace_limits = pace_limits
         self._witness = Witness(events)
         self.note = self._witness.note

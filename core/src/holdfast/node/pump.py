@@ -19,6 +19,7 @@ from holdfast.interfaces.copy import CopyStore
 from holdfast.messages import Attach, Message, Replies, Request
 from holdfast.model import GroupRecord, VolumeSpec
 from holdfast.node.disk_work import DiskWork, unexpected
+from holdfast.node.polling import Polling
 from holdfast.sync import events as ev
 from holdfast.sync.events import Event, Instant, LinkId
 from holdfast.sync.member import GroupMember
@@ -53,6 +54,8 @@ class Reader(Outlet, Protocol):
 
 class PumpHost(Protocol):
     """What a pump needs of its node."""
+
+    polling: Polling
 
     async def read_group(self, volume: VolumeId) -> tuple[GroupRecord | None, int]:
         """Read a group record; raises `StateError`."""
@@ -108,7 +111,10 @@ class PumpLink:
 
     def on_messages(self, messages: Sequence[Message]) -> None:
         """Take what has arrived."""
-        self._pump.feed(_new(ev.Received, (self._id, messages)))
+        pump = self._pump
+        pump.feed(_new(ev.Received, (self._id, messages)))
+        primary = pump.member.primary
+        pump.host.polling.heard(awaiting=primary is not None and not primary.idle)
 
     def on_lost(self, error: HoldfastError) -> None:
         """The link is gone."""

@@ -21,6 +21,7 @@ from holdfast.interfaces.transport import LinkHandler
 from holdfast.messages import Message, Replies, Reply, Request, SessionOpen
 from holdfast.model import Access, GroupRecord, VolumeSpec
 from holdfast.node.local_reads import LocalReader
+from holdfast.node.polling import Polling
 from holdfast.node.pump import Outlet, Pump
 from holdfast.sync import consumer
 from holdfast.sync import events as ev
@@ -51,6 +52,7 @@ class SessionHost(Protocol):
     name: NodeName
     cluster: str
     process: str
+    polling: Polling
 
     def local_pump(self, volume: VolumeId) -> Pump | None:
         """Return the pump of the local copy, if there is one."""
@@ -208,6 +210,11 @@ class NodeSession:
                 reader.read(here)
         if requests:
             self._submit(requests)
+        self.heard()
+
+    def heard(self) -> None:
+        """Something has arrived for this session, from its consumer or from another node."""
+        self._host.polling.heard(awaiting=bool(self._machine.unanswered))
 
     def _submit(self, requests: Sequence[Request]) -> None:
         """Send requests to the primary."""
@@ -426,6 +433,7 @@ class _RemoteHandler:
             return  # What a deposed primary still says is said by the new one, or nobody.
         if self._ready:
             self._session.on_messages(messages)
+            self._session.heard()
         else:
             self._early.extend(messages)
 
