@@ -26,6 +26,7 @@ class FakeService:
         self.differences: list[Json] = []
         self.fault: Exception | None = None
         self.following = 0
+        self.grows = True
 
     async def node(self) -> Json:
         if self.fault is not None:
@@ -132,7 +133,9 @@ class FakeService:
         status = await self.volume(name)
         given = {k: v for k, v in attrs.asdict(changes).items() if v is not None}
         if "size_bytes" in given:
-            status["size"] = status["served_size"] = given.pop("size_bytes")
+            served = status.get("served_size", status["size"])
+            status["size"] = given.pop("size_bytes")
+            status["served_size"] = status["size"] if self.grows else served
         if "replicas" in given:
             status["declared_replicas"] = given.pop("replicas")
         status.update(given)

@@ -460,6 +460,23 @@ def test_a_volume_grows_and_never_shrinks(holdfast: Command) -> None:
     assert changed.json["member_missing_timeout_s"] == 900
 
 
+def test_a_volume_that_cannot_grow_now_is_told_as_declared(
+    holdfast: Command, service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.cli.volume_admin.RESIZE_PATIENCE_S", 0.0)
+    service.grows = False
+    holdfast("volume", "create", "db", "--size", "1GiB")
+    waits = holdfast("volume", "resize", "db", "--size", "2GiB")
+    assert waits.code == 7
+    assert "db is declared to have 2 GiB, and does not serve that after 0 s" in waits.err
+    assert "it will, by itself, once every in-sync copy has grown." in waits.err
+    assert "`holdfast volume show db`" in waits.err
+    assert "2 GiB declared, 1 GiB served" in holdfast("volume", "show", "db").out
+    service.held["db"]["copies"][1]["alive"] = False
+    waits = holdfast("volume", "resize", "db", "--size", "2GiB")
+    assert "once the copy on n2 is back." in waits.err
+
+
 def test_a_scrub_tells_what_it_repaired(holdfast: Command, service: FakeService) -> None:
     holdfast("volume", "create", "db", "--size", "1MiB")
     assert holdfast("volume", "scrub", "db").out == "All 3 copies of volume db are equal.\n"

@@ -178,7 +178,9 @@ def volume_page(volume: Json) -> RenderableType:
     if volume.get("reason"):
         head.add_row("", volume["reason"])
     head.add_row("Access", word(volume["access"]))
-    head.add_row("Size", format_size(volume["size"]))
+    served = volume.get("served_size") or volume["size"]
+    grows = f" declared, {format_size(served)} served" if served < volume["size"] else ""
+    head.add_row("Size", format_size(volume["size"]) + grows)
     head.add_row("Policy", volume["policy"] + (f" ({options})" if options else ""))
     head.add_row("Replicas", f"{volume['declared_replicas']} declared")
     if volume.get("read_from", "primary") != "primary":

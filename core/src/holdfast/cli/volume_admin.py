@@ -126,7 +126,8 @@ def resize(
 ) -> None:
     """Make a volume larger while it is in use.
 
-    Every copy grows first; the command returns when the new size is served.
+    Every copy grows first; the command returns when the new size is served. It is declared at once,
+    and what cannot grow now does so when it can.
     """
     wanted = size_in(size)
     context = here(ctx)
@@ -135,13 +136,26 @@ def resize(
     give_up = time.monotonic() + RESIZE_PATIENCE_S
     while (status.get("served_size") or 0) < wanted:
         if time.monotonic() > give_up:
-            raise UnavailableError(
-                f"Volume {name} has not grown within {RESIZE_PATIENCE_S:g} s; it goes on trying.",
-                hint=f"`holdfast explain {name}` tells what it waits for.",
-            )
+            raise _not_grown(status, wanted)
         time.sleep(RESIZE_POLL_S)
         status = client.volume(name)
     _told(context, status, f"Volume {name} has {format_size(wanted)} now.")
+
+
+def _not_grown(status: Json, wanted: int) -> UnavailableError:
+    """Return what to tell of a volume that does not serve the size that it was declared to have."""
+    name = status["name"]
+    away = [
+        each["node"]
+        for each in status["copies"]
+        if each["state"] == "in-sync" and not each.get("alive", True)
+    ]
+    when = f"the copy on {' or '.join(away)} is back" if away else "every in-sync copy has grown"
+    return UnavailableError(
+        f"Volume {name} is declared to have {format_size(wanted)}, and does not serve that after "
+        f"{RESIZE_PATIENCE_S:g} s; it will, by itself, once {when}.",
+        hint=f"Look with `holdfast volume show {name}`, or `holdfast explain {name}`.",
+    )
 
 
 def attach(
