@@ -2,10 +2,11 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import attrs
 import pytest
 
 from holdfast.errors import CopyError, FaultReason
@@ -52,36 +53,50 @@ def store(tmp_path: Path) -> Iterator[FileCopyStore]:
     store.close()
 
 
-async def test_a_flush_runs_on_the_loop_only_where_flushes_take_no_time(
-    store: FileCopyStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@attrs.frozen
+class Timed:
+    """Disk work whose flushes take as long as the test says, and what it has told."""
+
+    work: DiskWork
+    flushes: Flushes
+    events: asyncio.Queue[Event]
+    failures: list[CopyError]
+
+
+@pytest.fixture
+async def timed(store: FileCopyStore, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Timed]:
     flushes = Flushes(store, monkeypatch)
     events: asyncio.Queue[Event] = asyncio.Queue()
     failures: list[CopyError] = []
     store.mark_regions([0])
     with ThreadPoolExecutor(1) as executor:
         work = DiskWork(store, executor, events.put_nowait, lambda _: None, failures.append)
-
-        async def flush(write_bytes: int = 4096) -> None:
-            op = Op(int(OpKind.WRITE), 0, write_bytes, bytes(write_bytes))
-            work.apply(ev.ApplyOps([op], Sequence(1)))
-            assert await events.get() == ev.Applied(Sequence(1))
-            work.flush(ev.FlushDisk(Sequence(1)))
-            assert await events.get() == ev.Flushed(1)
-
-        await flush()
-        await flush()
-        assert flushes.on_loop == [False, True], "nobody knew how long the first one would take"
-        await flush(FLUSH_FEW_BYTES + 4096)
-        assert flushes.on_loop.pop() is False, "a quick flush of little says nothing of a large one"
-        flushes.takes_s = 2 * FLUSH_QUICK_S
-        await flush()
-        await flush()
-        await flush()
-        assert flushes.on_loop == [False, True, True, False, False], "one slow flush was enough"
+        yield Timed(work, flushes, events, failures)
         work.close()
         await work.drain()
-    assert not failures
+
+
+async def test_a_flush_runs_on_the_loop_only_where_flushes_take_no_time(timed: Timed) -> None:
+    work, flushes, events = timed.work, timed.flushes, timed.events
+
+    async def flush(write_bytes: int = 4096) -> None:
+        op = Op(int(OpKind.WRITE), 0, write_bytes, bytes(write_bytes))
+        work.apply(ev.ApplyOps([op], Sequence(1)))
+        assert await events.get() == ev.Applied(Sequence(1))
+        work.flush(ev.FlushDisk(Sequence(1)))
+        assert await events.get() == ev.Flushed(1)
+
+    await flush()
+    await flush()
+    assert flushes.on_loop == [False, True], "nobody knew how long the first one would take"
+    await flush(FLUSH_FEW_BYTES + 4096)
+    assert flushes.on_loop.pop() is False, "a quick flush of little says nothing of a large one"
+    flushes.takes_s = 2 * FLUSH_QUICK_S
+    await flush()
+    await flush()
+    await flush()
+    assert flushes.on_loop == [False, True, True, False, False], "one slow flush was enough"
+    assert not timed.failures
 
 
 @pytest.mark.parametrize("reason", [FaultReason.NO_SPACE, FaultReason.IO_ERROR])
@@ -103,47 +118,40 @@ async def test_no_copy_is_lost_for_want_of_room_for_a_hash(
 
 
 async def test_a_flush_behind_a_write_is_told_with_it_where_flushes_take_no_time(
-    store: FileCopyStore, monkeypatch: pytest.MonkeyPatch
+    timed: Timed, store: FileCopyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flushes = Flushes(store, monkeypatch)
-    events: asyncio.Queue[Event] = asyncio.Queue()
-    failures: list[CopyError] = []
-    store.mark_regions([0])
-    with ThreadPoolExecutor(1) as executor:
-        work = DiskWork(store, executor, events.put_nowait, lambda _: None, failures.append)
+    work, flushes, events = timed.work, timed.flushes, timed.events
 
-        async def commit(through: int, write_bytes: int = 4096) -> bool:
-            """Write and flush as one batch; return whether both were told at once."""
-            op = Op(int(OpKind.WRITE), 0, write_bytes, bytes(write_bytes))
-            work.apply(ev.ApplyOps([op, Op(int(OpKind.FLUSH), 0, 0)], Sequence(through)))
-            applied = await events.get()
-            assert isinstance(applied, ev.Applied)
-            assert applied.through == through
-            if not applied.flushed:
-                work.flush(ev.FlushDisk(Sequence(through)))
-                assert await events.get() == ev.Flushed(through)
-            return applied.flushed
+    async def commit(through: int, write_bytes: int = 4096) -> bool:
+        """Write and flush as one batch; return whether both were told at once."""
+        op = Op(int(OpKind.WRITE), 0, write_bytes, bytes(write_bytes))
+        work.apply(ev.ApplyOps([op, Op(int(OpKind.FLUSH), 0, 0)], Sequence(through)))
+        applied = await events.get()
+        assert isinstance(applied, ev.Applied)
+        assert applied.through == through
+        if not applied.flushed:
+            work.flush(ev.FlushDisk(Sequence(through)))
+            assert await events.get() == ev.Flushed(through)
+        return applied.flushed
 
-        assert not await commit(1), "nobody knew how long it would take"
-        assert await commit(2)
-        assert not await commit(3, FLUSH_FEW_BYTES + 4096), "a lot may take longer"
-        assert await commit(4)
-        flushes.takes_s = 2 * FLUSH_QUICK_S
-        assert await commit(5)
-        assert not await commit(6), "the last one took its time"
-        assert flushes.on_loop == [False, True, False, True, True, False]
+    assert not await commit(1), "nobody knew how long it would take"
+    assert await commit(2)
+    assert not await commit(3, FLUSH_FEW_BYTES + 4096), "a lot may take longer"
+    assert await commit(4)
+    flushes.takes_s = 2 * FLUSH_QUICK_S
+    assert await commit(5)
+    assert not await commit(6), "the last one took its time"
+    assert flushes.on_loop == [False, True, False, True, True, False]
 
-        def fail() -> None:
-            raise CopyError("no", reason=FaultReason.FLUSH_FAILED)
+    def fail() -> None:
+        raise CopyError("no", reason=FaultReason.FLUSH_FAILED)
 
-        flushes.takes_s = 0.0
-        assert not await commit(7)
-        monkeypatch.setattr(store, "flush", fail)
-        work.apply(ev.ApplyOps([Op(int(OpKind.FLUSH), 0, 0)], Sequence(8)))
-        assert [each.reason for each in failures] == [FaultReason.FLUSH_FAILED]
-        assert events.empty()
-        work.close()
-        await work.drain()
+    flushes.takes_s = 0.0
+    assert not await commit(7)
+    monkeypatch.setattr(store, "flush", fail)
+    work.apply(ev.ApplyOps([Op(int(OpKind.FLUSH), 0, 0)], Sequence(8)))
+    assert [each.reason for each in timed.failures] == [FaultReason.FLUSH_FAILED]
+    assert events.empty()
 
 
 async def test_holes_are_not_read_to_be_hashed(

@@ -26,14 +26,14 @@ from holdfast.sync.context import Context
 from holdfast.sync.events import Effect, Instant, LinkId, Send, ServeReads, Unserved
 from holdfast.sync.leg import Leg, Phase
 from holdfast.sync.primary import PrimaryRole
-from holdfast.units import REQUEST_BYTES_MAX, SECTOR_BYTES
+from holdfast.sync.refusing import MISALIGNED
+from holdfast.units import REQUEST_BYTES_MAX
 
 NEVER = float("-inf")
 ASK_EVERY_S = 0.25
 """How often a lease that was refused, or whose query was not answered, is asked for again."""
 _READ = int(RequestKind.READ)
 _READABLE = frozenset({Access.READ_WRITE, Access.READ_ONLY})
-_MISALIGNED = SECTOR_BYTES - 1
 _new = tuple.__new__  # Half the cost of calling the named tuple.
 
 
@@ -101,7 +101,7 @@ class LocalReader:
             end = offset + length
             if (
                 kind == _READ
-                and not (offset | length) & _MISALIGNED
+                and not (offset | length) & MISALIGNED
                 and 0 < length <= REQUEST_BYTES_MAX
                 and end <= size
                 and not (window and any(o < end and offset < o + n for _, o, n in window))

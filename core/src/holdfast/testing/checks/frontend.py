@@ -17,7 +17,7 @@ import attrs
 from holdfast.interfaces.frontend import Frontend, VolumeProvider
 from holdfast.messages import Reply, RequestKind
 from holdfast.model import Access
-from holdfast.testing.checks import CheckFailedError, expect
+from holdfast.testing.checks import CheckFailedError, expect, run_each
 from holdfast.testing.memory_volume import MemoryVolume, MemoryVolumeProvider
 from holdfast.units import KIB, MIB
 
@@ -324,18 +324,5 @@ CHECKS: tuple[Check, ...] = tuple(
 async def run_checks(
     subject: Subject, checks: Iterable[Check] = CHECKS
 ) -> dict[str, BaseException | None]:
-    """Run `checks` one after the other and return each one's name with its failure, or None.
-
-    Raises:
-        CheckFailedError: No check ran at all.
-    """
-    results: dict[str, BaseException | None] = {}
-    for check in checks:
-        name = getattr(check, "__name__", repr(check))
-        try:
-            await check(subject)
-            results[name] = None
-        except Exception as error:  # noqa: BLE001 - whatever it raises is its failure.
-            results[name] = error
-    expect(bool(results), "The kit of the frontend ran no check at all.")
-    return results
+    """Run `checks`, as `run_each`."""
+    return await run_each("frontend", subject, checks)

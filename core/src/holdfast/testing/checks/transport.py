@@ -12,7 +12,7 @@ from holdfast.testing.checks import (
     _transport_accounts,
     _transport_delivery,
     _transport_ends,
-    expect,
+    run_each,
 )
 from holdfast.testing.checks._transport_bench import Capabilities, OpenTransport, Subject
 from holdfast.testing.checks._transport_examples import EXAMPLES
@@ -40,19 +40,6 @@ CHECKS: tuple[Check, ...] = tuple(
 
 async def run_checks(
     subject: Subject, checks: Iterable[Check] = CHECKS
-) -> dict[str, Exception | None]:
-    """Run `checks` one after the other and return each one's name with its failure, or None.
-
-    Raises:
-        CheckFailedError: No check ran at all.
-    """
-    results: dict[str, Exception | None] = {}
-    for check in checks:
-        name = getattr(check, "__name__", repr(check))
-        try:
-            await check(subject)
-            results[name] = None
-        except Exception as error:  # noqa: BLE001 - whatever a broken transport raises is its failure.
-            results[name] = error
-    expect(bool(results), "The kit of the transport ran no check at all.")
-    return results
+) -> dict[str, BaseException | None]:
+    """Run `checks`, as `run_each`."""
+    return await run_each("transport", subject, checks)
