@@ -8,7 +8,7 @@ import pytest
 from benchmarks.power import COPIES, ROLES, PowerCuts
 from tests.harness.cluster import RunningCluster
 from tests.harness.disks import can_make_disks
-from tests.harness.nbd import Command, NbdConnection
+from tests.harness.nbd import FUA, Command, NbdConnection
 from tests.harness.power import boot_anew, powered_cluster
 from tests.harness.waiting import wait_until
 
@@ -27,6 +27,7 @@ def lose_power(cluster: RunningCluster, *nodes: str) -> None:
 
 
 def test_a_copy_that_may_have_forgotten_waits_until_it_is_forced(start_cluster: Start) -> None:
+    """And a consumer that was told of writes since its last flush gets no other until it is back."""
     cluster = start_cluster(nodes=3)
     cluster.create("db", "16MiB", replicas=1)
     kept, lost = cluster.primary("db"), cluster.replicas("db")[0]
@@ -51,6 +52,15 @@ def test_a_copy_that_may_have_forgotten_waits_until_it_is_forced(start_cluster: 
         done = cluster.ask("volume", "promote", "db", lost, "--force")
         assert done["primary"] == lost
         assert volume.call(Command.READ, 0, BLOCK_BYTES) == b"f" * BLOCK_BYTES
+        block = b"w" * BLOCK_BYTES
+        with pytest.raises(OSError, match="FLUSH"):
+            volume.call(Command.FLUSH)
+        with pytest.raises(OSError, match="WRITE"):
+            volume.call(Command.WRITE, 0, data=block, flags=FUA)
+        volume.call(Command.WRITE, 0, data=block)
+    with NbdConnection(cluster.url("db", lost)) as volume:
+        volume.call(Command.FLUSH)
+    assert cluster.do("volume", "events", "db").count("No copy is known to have kept") == 1
     cluster.start(kept)
     cluster.wait_healthy("db")
     cluster.verify("db")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+
 import attrs
+import pytest
 
 from holdfast.messages import (
     Refused,
     Replies,
     Reply,
     Request,
+    RequestFlag,
     RequestKind,
     Requests,
     SessionOpen,
@@ -44,8 +48,8 @@ def session() -> ConsumerSession:
     return ConsumerSession(hello)
 
 
-def opened(generation: int = 1) -> SessionOpened:
-    return SessionOpened(Epoch(1), generation, 1 << 20, "read-write")
+def opened(generation: int = 1, loss_epoch: int = 0) -> SessionOpened:
+    return SessionOpened(Epoch(1), generation, 1 << 20, "read-write", loss_epoch)
 
 
 def write(request_id: int) -> Request:
@@ -171,3 +175,117 @@ def test_a_consumer_is_known_by_its_session_ids_and_nobody_else_is() -> None:
     assert not is_same_consumer(mine, other)
     assert not is_same_consumer(session_id(), session_id())
     assert not is_same_consumer("", "")
+
+
+def ask(machine: ConsumerSession, request_id: int, kind: RequestKind, flags: int = 0) -> Request:
+    """Hand one request to the session; nothing answers it yet."""
+    length = 0 if kind is RequestKind.FLUSH else 512
+    data = b"x" * length if kind is RequestKind.WRITE else b""
+    request = Request(request_id, kind, flags, 0, length, data)
+    machine.submit([request], 0.0)
+    return request
+
+
+def answer(machine: ConsumerSession, *ids: int, code: int = 0) -> list[int]:
+    """Let the primary answer; return the errno values that the consumer is given."""
+    return [r.errno for r in machine.answered([Reply(i, code) for i in ids])]
+
+
+def attached() -> ConsumerSession:
+    machine = session()
+    machine.on_record(record(1, "a"), 0.0)
+    machine.on_messages([opened()], 0.0)
+    return machine
+
+
+def resume(machine: ConsumerSession, loss_epoch: int) -> None:
+    """The link breaks, and a primary that knows of losses takes the session again."""
+    machine.on_lost(1.0)
+    machine.tick(2.0)
+    machine.on_messages([opened(loss_epoch=loss_epoch)], 2.0)
+
+
+CHANGES = [RequestKind.WRITE, RequestKind.DISCARD, RequestKind.ZERO]
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_after_a_loss_of_unflushed_changes_flushes_and_fua_writes_fail_for_good(
+    kind: RequestKind,
+) -> None:
+    machine = attached()
+    ask(machine, 1, kind)
+    assert answer(machine, 1) == [0]
+    resume(machine, loss_epoch=2)
+    for number in (10, 20):
+        ask(machine, number, RequestKind.FLUSH)
+        ask(machine, number + 1, RequestKind.WRITE, RequestFlag.FUA)
+        ask(machine, number + 2, RequestKind.WRITE)
+        ask(machine, number + 3, RequestKind.READ)
+        told = answer(machine, number, number + 1, number + 2, number + 3)
+        assert told == [errno.EIO, errno.EIO, 0, 0]
+        resume(machine, loss_epoch=2)
+
+
+def test_a_flush_that_was_unanswered_at_the_loss_fails() -> None:
+    machine = attached()
+    ask(machine, 1, RequestKind.WRITE)
+    answer(machine, 1)
+    ask(machine, 2, RequestKind.FLUSH)
+    resume(machine, loss_epoch=2)
+    assert answer(machine, 2) == [errno.EIO]
+
+
+def test_a_flush_covers_what_was_answered_before_it_was_asked_for_and_no_more() -> None:
+    machine = attached()
+    ask(machine, 1, RequestKind.FLUSH)
+    ask(machine, 2, RequestKind.WRITE)
+    assert answer(machine, 2) == [0]
+    assert answer(machine, 1) == [0]
+    resume(machine, loss_epoch=2)
+    ask(machine, 3, RequestKind.FLUSH)
+    assert answer(machine, 3) == [errno.EIO]
+
+
+def test_a_flush_that_failed_covers_nothing() -> None:
+    machine = attached()
+    ask(machine, 1, RequestKind.WRITE)
+    answer(machine, 1)
+    ask(machine, 2, RequestKind.FLUSH)
+    assert answer(machine, 2, code=errno.EIO) == [errno.EIO]
+    resume(machine, loss_epoch=2)
+    assert machine.has_lost
+
+
+def test_a_loss_disturbs_nobody_who_had_nothing_unflushed() -> None:
+    machine = attached()
+    ask(machine, 1, RequestKind.WRITE)
+    ask(machine, 2, RequestKind.WRITE)
+    answer(machine, 1)
+    ask(machine, 3, RequestKind.FLUSH)  # Behind it another one, which overtakes it.
+    answer(machine, 2)
+    ask(machine, 4, RequestKind.FLUSH)
+    assert answer(machine, 4, 3) == [0, 0]
+    ask(machine, 5, RequestKind.WRITE, RequestFlag.FUA)
+    assert answer(machine, 5) == [0]
+    ask(machine, 6, RequestKind.WRITE)
+    assert answer(machine, 6, code=errno.ENOSPC) == [errno.ENOSPC]
+    ask(machine, 7, RequestKind.READ)
+    answer(machine, 7)
+    ask(machine, 8, RequestKind.WRITE)  # Unanswered: it is asked for again.
+    resume(machine, loss_epoch=2)
+    ask(machine, 9, RequestKind.FLUSH)
+    assert answer(machine, 8, 9) == [0, 0]
+
+
+def test_a_loss_before_a_session_or_told_of_before_is_none_of_it() -> None:
+    machine = session()
+    machine.on_record(record(1, "a"), 0.0)
+    machine.on_messages([opened(loss_epoch=7)], 0.0)
+    ask(machine, 1, RequestKind.WRITE)
+    answer(machine, 1)
+    for told in (7, 5):  # The latter by a primary that has been deposed and does not know.
+        resume(machine, loss_epoch=told)
+        ask(machine, 2, RequestKind.FLUSH)
+        assert answer(machine, 2) == [0]
+        ask(machine, 3, RequestKind.WRITE)
+        answer(machine, 3)

@@ -241,12 +241,16 @@ SCENARIOS: dict[str, Sequence[Step]] = {
 }
 
 
+def scheduled(steps: Sequence[Step]) -> list[Fault]:
+    return [
+        Fault(number, time, kind, tuple(NodeName(n) for n in nodes), duration, amount, V)
+        for number, (time, kind, nodes, duration, amount) in enumerate(steps)
+    ]
+
+
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_known_trap(name: str) -> None:
-    schedule = [
-        Fault(number, time, kind, tuple(NodeName(n) for n in nodes), duration, amount, V)
-        for number, (time, kind, nodes, duration, amount) in enumerate(SCENARIOS[name])
-    ]
+    schedule = scheduled(SCENARIOS[name])
     for seed in range(1, 7):
         config = Config(
             seed=seed, nodes=4 if seed % 2 else 3, clients=1 + seed % 2, faults_s=24.0, think_s=0.05
@@ -262,6 +266,31 @@ def test_every_known_trap_of_the_documentation_is_a_scenario() -> None:
     names = {name.strip() for name in named}
     assert names - SCENARIOS.keys() == {"the test of that name, over all six orders"}
     assert len(names) > 25
+
+
+LOSSES: dict[str, tuple[int, Sequence[Step]]] = {
+    "both copies lose power": (
+        4,
+        [(5.0, "power", ("@replica",), 1.0, 0.5), (5.0, "power", ("@primary",), 1.0, 0.5)],
+    ),
+    "an fsync of the last copy fails": (
+        2,
+        [(4.0, "kill", ("@replica",), 9.0, 0.5), (6.5, "fsync-error", ("@primary",), 0.0, 0.1)],
+    ),
+}
+"""How many nodes, and what strikes them: writes are lost, and their consumer lives on elsewhere."""
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_session_that_lives_through_the_loss_of_its_writes_flushes_no_more(name: str) -> None:
+    nodes, steps = LOSSES[name]
+    told = 0
+    for seed in range(13, 22):
+        config = Config(seed=seed, nodes=nodes, replicas=1, faults_s=12.0, think_s=0.05)
+        outcome = run_seed(seed, config=config, schedule=scheduled(steps))
+        assert outcome.violation is None, f"{outcome.sentence()}\n" + "\n".join(outcome.lines[-40:])
+        told += any("flushes-fail" in line for line in outcome.lines)
+    assert told > 2
 
 
 def test_all_nodes_start_cold_in_every_order() -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 from tests.simulation.planting import Patch, bug
 
 from holdfast.errors import FaultReason
-from holdfast.messages import RequestFlag, RequestKind, SessionOpen
+from holdfast.messages import RequestFlag, RequestKind, SessionOpen, SessionOpened
 from holdfast.sync import attachments, membership, primary, reconciling
 from holdfast.sync.consumer import ConsumerSession, Hang, SessionPhase
 from holdfast.sync.leg import Leg
@@ -141,6 +142,55 @@ def lost_is_in_sync(patch: Patch) -> None:
 def fenced_session(patch: Patch) -> None:
     """Let a session that another one has fenced come back."""
     patch(attachments, "_was_fenced", lambda _record, _hello: False)
+
+
+@bug(
+    (4.0, "kill", "@replica", 9.0, 0.5),
+    (6.5, "fsync-error", "@primary", 0.0, 0.1),
+    nodes=2,
+    replicas=1,
+    faults_s=12.0,
+)
+def unheard_loss(patch: Patch) -> None:
+    """Let a session that is resumed pay no attention to losses meanwhile."""
+    original = ConsumerSession._on_opened
+
+    def on_opened(self: ConsumerSession, message: SessionOpened) -> Any:
+        return original(self, attrs.evolve(message, loss_epoch=0))
+
+    patch(ConsumerSession, "_on_opened", on_opened)
+
+
+@bug()
+def untold_loss(patch: Patch) -> None:
+    """Begin to serve without the mark of a loss, though no copy has kept what was not flushed."""
+    original = membership.promote
+
+    def promote(record: Any, *args: Any) -> Any:
+        promoted = original(record, *args)
+        return promoted and attrs.evolve(promoted, loss_epoch=record.loss_epoch)
+
+    patch(membership, "promote", promote)
+
+
+@bug(
+    (4.0, "kill", "@replica", 9.0, 0.5),
+    *((5.5 + at, "fsync-error", "@primary", 0.0, 0.1) for at in (0.0, 8.0, 16.0)),
+    nodes=2,
+    replicas=1,
+    flush_s=0.05,
+    depth=16,
+)
+def flush_of_what_came_behind(patch: Patch) -> None:
+    """Let a consumer count on a flush for what it was told while the flush was under way."""
+    original = ConsumerSession._settled
+
+    def settled(self: ConsumerSession, request: Any, reply: Any) -> Any:
+        if request.kind == RequestKind.FLUSH:
+            self._flushing[request.id] = self._changed
+        return original(self, request, reply)
+
+    patch(ConsumerSession, "_settled", settled)
 
 
 @bug()

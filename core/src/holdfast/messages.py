@@ -362,6 +362,9 @@ class SessionOpened:
     size_bytes: int
     access: str
     """`Access` in force."""
+    loss_epoch: int = 0
+    """The last epoch that began when no copy had kept what was not flushed; a session with writes
+    that were acknowledged before it and not flushed fails its flushes from here on."""
 
 
 class Requests(NamedTuple):

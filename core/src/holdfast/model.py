@@ -141,6 +141,9 @@ class GroupRecord:
     """What the policy lets consumers do."""
     grace_started_at: float | None = None
     """When the online replicas first fell below the policy's least; Unix seconds."""
+    loss_epoch: int = 0
+    """The last epoch that began when no in-sync copy was known to have kept what was not flushed; 0:
+    none did. Writes that were acknowledged before it and not flushed may be gone."""
     attachment_generation: int = 0
     """Rises with every new writer session; requests of an older one are refused (R11)."""
     attached_node: NodeName | None = None

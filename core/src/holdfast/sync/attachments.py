@@ -178,7 +178,11 @@ class Attachments:
         self.waiting.pop(attachment.link, None)
         self.open[attachment.link] = attachment
         opened = SessionOpened(
-            ctx.record.epoch, generation, ctx.size_bytes, ctx.record.access.value
+            ctx.record.epoch,
+            generation,
+            ctx.size_bytes,
+            ctx.record.access.value,
+            ctx.record.loss_epoch,
         )
         out.append(Send(attachment.link, (opened,)))
 

@@ -7,6 +7,8 @@ decides between candidates.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from attrs import define
 
 from holdfast.model import CopyState, GroupRecord
@@ -14,6 +16,11 @@ from holdfast.sync import membership
 from holdfast.sync.context import BUSY_TICK_S, IDLE_TICK_S, REST_TICK_S, Context
 from holdfast.sync.events import Instant, Note
 from holdfast.sync.replica import ReplicaRole
+
+_LOSS = (
+    "No copy is known to have kept what was not flushed. Acknowledged writes may be gone; consumers "
+    "that had such writes get errors from their flushes until they attach the volume anew."
+)
 
 
 @define
@@ -61,7 +68,7 @@ class Candidacy:
         last = max(peers.promised_at(self.ctx.record.volume), self.replica.heard_since)
         self.read_until = max(self.read_until, last + peers.timing.lease_s)
 
-    def claim(self, now: Instant) -> tuple[GroupRecord, Note] | None:
+    def claim(self, now: Instant) -> tuple[GroupRecord, Sequence[Note]] | None:
         """Return the record to ask for, with what to tell if it is won; None: it may not be."""
         ctx = self.ctx
         promoted = membership.promote(ctx.record, ctx.copy, now.wall)
@@ -73,7 +80,10 @@ class Candidacy:
         else:
             silent = ctx.record.primary_member.node
             sentence = f"{ctx.node} takes over from {silent}, which is silent."
-        return promoted, Note("promoted", sentence)
+        notes = [Note("promoted", sentence)]
+        if promoted.loss_epoch == promoted.epoch:
+            notes.append(Note("unflushed-lost", _LOSS))
+        return promoted, notes
 
     def tick_after(self, now: Instant) -> float:
         """Return after how many seconds a replica looks again whether to stand."""

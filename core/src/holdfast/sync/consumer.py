@@ -4,6 +4,10 @@ Requests that were not answered are kept in their order. When the link to a prim
 primary says that it is none any longer, the session finds the new one by the group record and sends
 them again before anything newer. The consumer sees a pause. It sees an error only when the primary
 answers with one, when the session is taken over, or when the I/O deadline passes.
+
+Across one event a session cannot go on as if nothing were: no in-sync copy has kept what was not
+flushed, and among that were writes that the consumer was told of. A flush would claim that they are
+kept. So its flushes and FUA writes fail from there on, until the consumer gives the session up.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from holdfast.messages import (
     Replies,
     Reply,
     Request,
+    RequestFlag,
     RequestKind,
     Requests,
     SessionClose,
@@ -30,7 +35,9 @@ from holdfast.messages import (
 from holdfast.model import Access, GroupRecord
 from holdfast.units import NodeName
 
-_READ = int(RequestKind.READ)
+_READ, _WRITE, _FLUSH = int(RequestKind.READ), int(RequestKind.WRITE), int(RequestKind.FLUSH)
+_CHANGES = frozenset({_WRITE, int(RequestKind.DISCARD), int(RequestKind.ZERO)})
+_FUA = int(RequestFlag.FUA)
 _new = tuple.__new__  # Half the cost of calling the named tuple.
 RETRY_S_MIN = 0.005
 """The new primary of a handover may hear of it some milliseconds after its consumers."""
@@ -116,6 +123,16 @@ class ConsumerSession:
     """By id, in the consumer's order (dicts keep it)."""
     retry_at: float = 0.0
     last_refusal: str = ""
+    loss_epoch: int = 0
+    """The last epoch, as far as any primary has told, that began with unflushed writes gone."""
+    has_lost: bool = False
+    """Such writes of this session were among them; no flush succeeds any more."""
+    _changed: int = 0
+    """Rises whenever changes were answered that only a flush makes durable."""
+    _flushed: int = 0
+    """What of that is covered by flushes that were answered."""
+    _flushing: dict[int, int] = field(factory=dict)
+    """By id of a flush: what of it was answered when the flush was asked for."""
     _retry_s: float = RETRY_S_MIN
     _since: dict[int, float] = field(factory=dict)
 
@@ -128,6 +145,8 @@ class ConsumerSession:
         unanswered = self.unanswered
         for request in requests:
             unanswered[request[0]] = request
+            if request[1] == _FLUSH:
+                self._flushing[request[0]] = self._changed
         if self.deadline_s is not None:
             for request in requests:
                 self._since[request.id] = now
@@ -164,7 +183,21 @@ class ConsumerSession:
     def answered(self, replies: Sequence[Reply]) -> Sequence[Reply]:
         """Take what the primary has answered; return what is to be handed on: nothing twice."""
         pop = self.unanswered.pop
-        fresh = [reply for reply in replies if pop(reply[0], None) is not None]
+        fresh: list[Reply] = []
+        changed = False
+        for reply in replies:
+            request = pop(reply[0], None)
+            if request is None:
+                continue
+            if request[1] == _WRITE and not (request[2] or reply[1]):
+                changed = True
+                fresh.append(reply)
+            elif request[1] == _READ:
+                fresh.append(reply)
+            else:
+                fresh.append(self._settled(request, reply))
+        if changed:
+            self._changed += 1
         if self._since:
             for reply in fresh:
                 self._since.pop(reply.id, None)
@@ -272,7 +305,25 @@ class ConsumerSession:
 
     # -- inside -----------------------------------------------------------------------------------
 
+    def _settled(self, request: Request, reply: Reply) -> Reply:
+        """Note what an answer says of durability; return the answer that the consumer is given."""
+        mark = self._flushing.pop(request.id, None)
+        is_change = request.kind in _CHANGES
+        if reply.errno:
+            return reply
+        if mark is None and not (is_change and request.flags & _FUA):
+            self._changed += is_change
+        elif self.has_lost:
+            return Reply(reply.id, errno.EIO)
+        elif mark is not None:
+            self._flushed = max(self._flushed, mark)
+        return reply
+
     def _on_opened(self, message: SessionOpened) -> list[Outcome]:
+        if message.loss_epoch > self.loss_epoch:
+            self.loss_epoch = message.loss_epoch
+            # What was asked and not answered is asked again, so it is not lost.
+            self.has_lost = self.has_lost or self._changed > self._flushed
         self.phase = SessionPhase.OPEN
         self._retry_s = RETRY_S_MIN
         self.last_refusal = ""
@@ -308,4 +359,5 @@ class ConsumerSession:
 
     def _forget(self, request_id: int) -> None:
         self.unanswered.pop(request_id, None)
+        self._flushing.pop(request_id, None)
         self._since.pop(request_id, None)

@@ -31,7 +31,8 @@ def promote(record: GroupRecord, me: CopyId, wall: float) -> GroupRecord | None:
 
     The old primary leaves the in-sync set in the same step, because the new one is not going to wait
     for the acknowledgements of a copy that it believes dead. When the old primary is `me` (its
-    process restarted), only the epoch rises.
+    process restarted), only the epoch rises. A suspect copy begins with a loss: what was not flushed
+    may be gone, from it and from all that will be made equal to it.
     """
     mine = record.find(me)
     if mine is None or mine.state is not CopyState.IN_SYNC:
@@ -45,7 +46,15 @@ def promote(record: GroupRecord, me: CopyId, wall: float) -> GroupRecord | None:
             members.append(attrs.evolve(member, suspect=False))
         else:
             members.append(member)
-    return check(attrs.evolve(record, epoch=epoch, primary=me, members=tuple(members)))
+    return check(
+        attrs.evolve(
+            record,
+            epoch=epoch,
+            primary=me,
+            members=tuple(members),
+            loss_epoch=epoch if mine.suspect else record.loss_epoch,
+        )
+    )
 
 
 def may_promote(record: GroupRecord, me: CopyId) -> bool:

@@ -166,8 +166,8 @@ class Roles:
         if claim is None:
             self._follow(now)
         else:
-            promoted, note = claim
-            self.asking.change(promoted, out, (note,))
+            promoted, notes = claim
+            self.asking.change(promoted, out, notes)
 
     # -- another primary ---------------------------------------------------------------------------
 

@@ -73,7 +73,9 @@ EXAMPLES: tuple[m.Message, ...] = (
         force=True,
         resume_generation=0,
     ),
-    m.SessionOpened(epoch=_EPOCH, generation=3, size_bytes=2**40, access="read-write"),
+    m.SessionOpened(
+        epoch=_EPOCH, generation=3, size_bytes=2**40, access="read-write", loss_epoch=_EPOCH
+    ),
     m.Requests(
         generation=3,
         requests=(

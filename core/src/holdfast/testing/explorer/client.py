@@ -61,6 +61,7 @@ class Clients(Numbered):
         session._retry_s = consumer.RETRY_S_MIN  # noqa: SLF001 (how long it waits is no matter)
         session.retry_at = LATER if session.phase is SessionPhase.SEEKING else NOW.mono
         session.last_refusal = ""
+        session._changed = min(session._changed, 1)  # noqa: SLF001 (it asks for no flush)
         return self.number(session)
 
     def react(self, number: int, name: Hashable, act: Act) -> tuple[int, tuple[Output, ...]]:

@@ -18,6 +18,7 @@ from holdfast.testing.simulation import effect, operators, rot
 from holdfast.units import BLOCK_BYTES, CHUNK_BYTES, NodeName, VolumeId
 
 if TYPE_CHECKING:
+    from holdfast.testing.simulation.disk import CopyDisk
     from holdfast.testing.simulation.node import Machine
     from holdfast.testing.simulation.pump import Pump
     from holdfast.testing.simulation.world import Config, World
@@ -355,16 +356,19 @@ def _disk_error(world: World, fault: Fault) -> None:
         pump.faults[kind] = FaultReason.IO_ERROR
 
 
+def _others(world: World, pump: Pump) -> list[CopyDisk]:
+    """Return the disks of the other in-sync copies that have kept everything."""
+    record, _ = world.store.records[pump.volume]
+    disks = (disk for _, disk in world.invariants.in_sync_disks(record))
+    return [disk for disk in disks if disk is not pump.disk and not disk.tainted]
+
+
 def _bad_sectors(world: World, fault: Fault) -> None:
     """Some blocks of one copy, of those that are much used, cannot be read."""
     pump = _pump(world, fault)
     if pump is None:
         return
-    others = [
-        disk
-        for _, disk in world.invariants.in_sync_disks(world.store.records[fault.volume][0])
-        if disk is not pump.disk and not disk.tainted
-    ]
+    others = _others(world, pump)
     hot = world.loads[fault.volume].hot
     first = int(fault.amount * len(hot))
     wanted = {hot[(first + n) % len(hot)] for n in range(6)}
@@ -383,11 +387,9 @@ def _disk_full(world: World, fault: Fault) -> None:
 
 
 def _fsync_error(world: World, fault: Fault) -> None:
+    """An fsync fails; that of the last copy in a fifth of the cases."""
     pump = _pump(world, fault)
-    if pump is not None and any(
-        disk is not pump.disk and not disk.tainted
-        for _, disk in world.invariants.in_sync_disks(world.store.records[fault.volume][0])
-    ):
+    if pump is not None and (fault.amount < 0.2 or _others(world, pump)):
         pump.faults["flush"] = FaultReason.FLUSH_FAILED
 
 

@@ -276,6 +276,10 @@ class Invariants:
                     "I4",
                     f"the copy on {node} is called suspect, but has lost nothing since it joined",
                 )
+        first = self.disk_of(record.primary_member, record.volume)
+        if record.loss_epoch != before.loss_epoch and first is not None and not first.tainted:
+            node = record.primary_member.node
+            raise Violation("I4", f"a loss is told of, but the copy on {node} has lost nothing")
 
     # -- checkpoints -------------------------------------------------------------------------------
 

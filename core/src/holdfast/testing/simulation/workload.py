@@ -28,6 +28,7 @@ from holdfast.sync.consumer import ConsumerSession, SessionPhase
 from holdfast.testing.simulation import history as hist
 from holdfast.testing.simulation.invariants import Violation
 from holdfast.testing.simulation.network import End
+from holdfast.testing.simulation.stable import not_kept_of
 from holdfast.units import BLOCK_BYTES, VolumeId
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ class Client:
     _tick_at: float = float("inf")
     _unsettled: list[tuple[int, hist.Access]] = field(factory=list)
     """Writes of this session that were answered with an error, and when."""
+    _unkept: list[tuple[int, hist.Access]] = field(factory=list)
+    """Blocks, and the changes to them that this session was told of and has no flush for."""
 
     # -- sessions ----------------------------------------------------------------------------------
 
@@ -113,6 +116,7 @@ class Client:
             deadline_s=self.load.deadline_s,
         )
         self._unsettled.clear()
+        self._unkept.clear()
         self.force_next = False
         known = process.records.get(self.volume)
         if known is not None and known[0] is not None:
@@ -205,8 +209,19 @@ class Client:
             self._new_session()
 
     def _remount(self, session: ConsumerSession) -> None:
-        if session is self.session and session.access is Access.READ_ONLY:
+        if session is self.session and (session.access is Access.READ_ONLY or session.has_lost):
             self.reattach(force=False)
+
+    def _on_loss(self, session: ConsumerSession) -> None:
+        """No flush succeeds any more: reattach, as whoever looks after the file system does."""
+        world = self.process.world
+        world.trace("flushes-fail", self.process.name, session.hello.session)
+        if not self._unkept:
+            raise Violation(
+                "I4", f"a session of {self.volume} is told of a loss, and had nothing to lose"
+            )
+        if world.load_on:
+            world.after(2.0, self.process.run, self._remount, session)
 
     def _tick_later(self, mono: float) -> None:
         world = self.process.world
@@ -228,7 +243,10 @@ class Client:
                 if isinstance(message, Replies):
                     for reply in message.replies:
                         end.asked.pop(reply.id, None)
+            told = self.session.has_lost
             self._do(self.session.on_messages(messages, self._now()))
+            if self.session is not None and self.session.has_lost and not told:
+                self._on_loss(self.session)
 
     def _on_lost(self, end: End, _gone: bool, _sentence: str) -> None:
         if end is self._end and self.session is not None:
@@ -360,12 +378,28 @@ class Client:
             if self._unsettled and request.kind not in _READS:
                 self._settle(asked, end)
             if request.kind == RequestKind.FLUSH:
+                self._flushed(asked.start)
                 world.history.of(self.volume).flushes.append((asked.start, end))
             for number, access in enumerate(accesses):
                 access.end = end
-                if not access.is_write:
+                if access.is_write:
+                    if not access.durable:
+                        first = request.offset // BLOCK_BYTES
+                        self._unkept.append((first + number, access))
+                else:
                     at = number * BLOCK_BYTES
                     access.value = hist.value_of(bytes(reply.data[at : at + BLOCK_BYTES]))
+
+    def _flushed(self, start: int) -> None:
+        """A flush was answered well: what the session was told before it is kept, whatever was lost."""
+        world, volume = self.process.world, self.volume
+        covered = [(block, access) for block, access in self._unkept if access.end < start]
+        self._unkept = [each for each in self._unkept if each[1].end > start]
+        disks = world.invariants.in_sync_disks(world.store.records[volume][0])
+        sick = world.invariants.damage.ever.get(volume, set())
+        lacks = not_kept_of(world.history.of(volume), disks, covered, sick)
+        if lacks is not None:
+            raise Violation("I4", f"a session's flush of {volume} is answered, and covers {lacks}")
 
     def _settle(self, asked: Asked, end: int) -> None:
         """A change has taken place: what had failed when it was asked for has as well, or never will.
