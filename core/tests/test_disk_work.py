@@ -1,11 +1,12 @@
 """Where the disk effects of a pump run: on the event loop or in a thread."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import anyio
 import attrs
 import pytest
 
@@ -13,6 +14,7 @@ from holdfast.errors import CopyError, FaultReason
 from holdfast.local.copy_store import FileCopyStore, create_copy
 from holdfast.messages import DATA_LEVEL, Op, OpKind, Request, RequestKind
 from holdfast.node import disk_work
+from holdfast.node.disk_threads import FEW, DiskThreads
 from holdfast.node.disk_work import FLUSH_FEW_BYTES, FLUSH_QUICK_S, DiskWork
 from holdfast.sync import events as ev
 from holdfast.sync.events import Event
@@ -69,8 +71,8 @@ async def timed(store: FileCopyStore, monkeypatch: pytest.MonkeyPatch) -> AsyncI
     events: asyncio.Queue[Event] = asyncio.Queue()
     failures: list[CopyError] = []
     store.mark_regions([0])
-    with ThreadPoolExecutor(1) as executor:
-        work = DiskWork(store, executor, events.put_nowait, lambda _: None, failures.append)
+    with contextlib.closing(DiskThreads()) as threads:
+        work = DiskWork(store, threads, events.put_nowait, lambda _: None, failures.append)
         yield Timed(work, flushes, events, failures)
         work.close()
         await work.drain()
@@ -99,6 +101,22 @@ async def test_a_flush_runs_on_the_loop_only_where_flushes_take_no_time(timed: T
     assert not timed.failures
 
 
+async def test_flushes_wait_for_no_thread_and_nothing_waits_for_flushes(
+    timed: Timed, store: FileCopyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, events = timed.work, timed.events
+    all_there = threading.Barrier(FEW + 2)
+    monkeypatch.setattr(store, "flush", lambda: all_there.wait(60))
+    for token in range(FEW + 1):
+        work.flush(ev.FlushDisk(token))
+    work.read(ev.ReadDisk(7, 0, 4096))
+    with anyio.fail_after(60):
+        assert await events.get() == ev.ReadDone(7, bytes(4096)), "the disk seemed to stall"
+        await asyncio.to_thread(all_there.wait, 60)
+        flushed = {await events.get() for _ in range(FEW + 1)}
+    assert flushed == {ev.Flushed(token) for token in range(FEW + 1)}
+
+
 @pytest.mark.parametrize("reason", [FaultReason.NO_SPACE, FaultReason.IO_ERROR])
 async def test_no_copy_is_lost_for_want_of_room_for_a_hash(
     reason: FaultReason, store: FileCopyStore, monkeypatch: pytest.MonkeyPatch
@@ -109,8 +127,8 @@ async def test_no_copy_is_lost_for_want_of_room_for_a_hash(
         raise CopyError("It fails.", reason=reason)
 
     monkeypatch.setattr(store, "refresh_hashes", fail)
-    with ThreadPoolExecutor(1) as executor:
-        work = DiskWork(store, executor, lambda _: None, lambda _: None, told.put_nowait)
+    with contextlib.closing(DiskThreads()) as threads:
+        work = DiskWork(store, threads, lambda _: None, lambda _: None, told.put_nowait)
         work.refresh(16, told.put_nowait)
         assert (await told.get() == 0) is (reason is FaultReason.NO_SPACE)
         work.close()
@@ -172,8 +190,8 @@ async def test_holes_are_not_read_to_be_hashed(
         return read_now(offset, length)
 
     monkeypatch.setattr(store, "read", noted)
-    with ThreadPoolExecutor(1) as executor:
-        work = DiskWork(store, executor, events.put_nowait, lambda _: None, lambda _: None)
+    with contextlib.closing(DiskThreads()) as threads:
+        work = DiskWork(store, threads, events.put_nowait, lambda _: None, lambda _: None)
         work.hash(ev.HashDisk(5, DATA_LEVEL, range(5)))
         hashed = [ZERO_HASH, chunk_hash(data, key), *[ZERO_HASH] * 3]
         assert await events.get() == ev.HashesDone(5, b"".join(hashed))
@@ -198,8 +216,8 @@ async def test_what_a_write_overtakes_while_a_thread_reads_it_is_no_answer(
     monkeypatch.setattr(store, "read", read_late)
     store.mark_regions([0])
     requests = [Request(number, RequestKind.READ, 0, number * 4096, 4096) for number in range(3)]
-    with ThreadPoolExecutor(2) as executor:
-        work = DiskWork(store, executor, events.put_nowait, replies.put_nowait, lambda _: None)
+    with contextlib.closing(DiskThreads()) as threads:
+        work = DiskWork(store, threads, events.put_nowait, replies.put_nowait, lambda _: None)
         work._slow_until = float("inf")  # The disk was seen stalling, and goes on doing so.
         work.serve_reads(ev.ServeReads(7, requests))
         await asyncio.to_thread(reading.wait)

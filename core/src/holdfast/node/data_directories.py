@@ -10,7 +10,6 @@ import contextlib
 import logging
 import uuid
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from holdfast.errors import ConfigError, ConflictError, IntegrityError
@@ -24,12 +23,11 @@ from holdfast.local.copy_store import (
 )
 from holdfast.local.host import Space, boot_id, space_of
 from holdfast.model import CopyState, Member, VolumeSpec
+from holdfast.node.disk_threads import DiskThreads
 from holdfast.units import Epoch, VolumeId
 
 COPIES = "copies"
 """The directory below each data directory that has one directory a copy, named by its volume."""
-THREADS = 16
-"""Of each data directory."""
 
 _log = logging.getLogger("holdfast.node")
 
@@ -42,7 +40,7 @@ class DataDirectories:
         self.roots = tuple(roots)
         self._cluster = cluster
         # Apart, so that a disk that stalls holds no thread that the copies on another need.
-        self._threads = {root: ThreadPoolExecutor(THREADS, "holdfast-disk") for root in self.roots}
+        self._threads = {root: DiskThreads() for root in self.roots}
 
     def copies(self) -> list[Path]:
         """Return the directories of all copies, whole or not.
@@ -108,7 +106,7 @@ class DataDirectories:
         )
         return store, path
 
-    def threads_of(self, path: Path) -> ThreadPoolExecutor:
+    def threads_of(self, path: Path) -> DiskThreads:
         """Return the threads for the copy in `path`."""
         return self._threads[path.parents[1]]
 
@@ -120,7 +118,7 @@ class DataDirectories:
     def close(self) -> None:
         """End the threads, when they have done what they are at."""
         for threads in self._threads.values():
-            threads.shutdown(wait=True)
+            threads.close()
 
 
 def unusable(path: Path, error: OSError) -> ConfigError:

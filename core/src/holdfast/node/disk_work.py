@@ -13,13 +13,13 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 from holdfast.errors import CopyError, FaultReason
 from holdfast.interfaces.copy import CopyStore
 from holdfast.messages import DATA_LEVEL, Op, OpKind, Reply, Request, RequestKind, pack_extents
+from holdfast.node.disk_threads import DiskThreads
 from holdfast.sync import events as ev
 from holdfast.sync.events import Event
 from holdfast.sync.hashlist import HASH_BYTES, ZERO_HASH, chunk_hash, parse_key
@@ -74,7 +74,7 @@ class DiskWork:
     def __init__(
         self,
         store: CopyStore,
-        executor: ThreadPoolExecutor,
+        threads: DiskThreads,
         feed: Callable[[Event], None],
         reply: Callable[[ev.SendReplies], None],
         fail: Callable[[CopyError], None],
@@ -83,13 +83,13 @@ class DiskWork:
 
         Args:
             store: The open copy.
-            executor: The node's disk threads.
+            threads: Those of its disk.
             feed: Steps the member.
             reply: Answers consumers.
             fail: The copy has failed.
         """
         self._store = store
-        self._executor = executor
+        self._threads = threads
         self._feed = feed
         self._reply = reply
         self._fail = fail
@@ -243,7 +243,7 @@ class DiskWork:
                 return
             self._flushed(effect.token, took_s)
         else:
-            self._in_thread(self._flush, partial(self._flushed, effect.token))
+            self._in_thread(self._flush, partial(self._flushed, effect.token), stable=True)
 
     def _flush(self) -> float:
         """Flush; return how many seconds it took."""
@@ -326,14 +326,20 @@ class DiskWork:
         )
 
     def _in_thread(
-        self, work: Callable[[], Any], done: Callable[[Any], None], *, prompt: bool = False
+        self,
+        work: Callable[[], Any],
+        done: Callable[[Any], None],
+        *,
+        prompt: bool = False,
+        stable: bool = False,
     ) -> None:
         """Run `work` in a thread, then `done` with its result on the loop.
 
         What is `prompt` takes no longer than the disk needs for a moderate amount of data. A flush
-        is not: it may have a lot to write.
+        is not: it may have a lot to write. What is `stable` does little but wait for that.
         """
-        future = self._loop.run_in_executor(self._executor, work)
+        threads = self._threads.many if stable else self._threads.few
+        future = self._loop.run_in_executor(threads, work)
         self._in_threads += 1
         if prompt:
             self._running[future] = _monotonic()
@@ -437,4 +443,4 @@ class DiskWork:
                 self._feed(event)
             self._next_metadata()
 
-        self._in_thread(work, done)
+        self._in_thread(work, done, stable=True)

@@ -11,13 +11,13 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, cast
 
 from holdfast.errors import CopyError, HoldfastError, StateConflictError, StateError
 from holdfast.interfaces.copy import CopyStore
 from holdfast.messages import Attach, Message, Replies, Request
 from holdfast.model import GroupRecord, VolumeSpec
+from holdfast.node.disk_threads import DiskThreads
 from holdfast.node.disk_work import DiskWork, unexpected
 from holdfast.node.polling import Polling
 from holdfast.sync import events as ev
@@ -125,7 +125,7 @@ class Pump:
     """Steps one member and carries out what it asks for."""
 
     def __init__(
-        self, host: PumpHost, member: GroupMember, store: CopyStore, threads: ThreadPoolExecutor
+        self, host: PumpHost, member: GroupMember, store: CopyStore, threads: DiskThreads
     ) -> None:
         """Begin; the owner feeds a first `Tick`. The threads are those of the copy's disk."""
         self.host = host
