@@ -203,13 +203,16 @@ def test_errors_of_the_volume_become_statuses() -> None:
     target.feed(capsule(target, command(IoOpcode.WRITE, 1), bytes(512)))
     target.feed(capsule(target, command(IoOpcode.READ, 2)))
     target.feed(capsule(target, command(IoOpcode.READ, 3)))
-    first, second, third = target.asked
+    target.feed(capsule(target, command(IoOpcode.FLUSH, 4)))
+    first, second, third, flush = target.asked
     target.queue.answer([Reply(first.id, 28), Reply(second.id, 5)])
     target.queue.answer([Reply(third.id, 5)], Status.ASYMMETRIC_ACCESS_INACCESSIBLE)
+    target.queue.answer([Reply(flush.id, 5)])
     assert [status_of(pdu) & STATUS_MASK for pdu in answers(target)] == [
         Status.CAPACITY_EXCEEDED,
         Status.UNRECOVERED_READ_ERROR,
         Status.ASYMMETRIC_ACCESS_INACCESSIBLE,
+        Status.WRITE_FAULT,
     ]
 
 

@@ -427,7 +427,7 @@ class IoCommands:
 
     def _fail_io(self, cid: int, opcode: int, error: int, status: int | None) -> None:
         if status is None:
-            status = status_of_errno(error, writes=opcode in CHANGING)
+            status = status_of_errno(error, writes=opcode in CHANGING or opcode == IoOpcode.FLUSH)
         self.controller.note_error(self.wire.qid, cid, status)
         self.wire.complete(cid, status)
 

@@ -137,7 +137,7 @@ def status_of_errno(number: int, *, writes: bool) -> Status:
 
     Args:
         number: An errno of `errno.h`, not 0.
-        writes: Whether the command would have written.
+        writes: Whether the command would have written, or put on stable storage what was.
     """
     if number in {errno.EPERM, errno.EROFS, errno.EACCES}:
         return Status.NAMESPACE_IS_WRITE_PROTECTED
