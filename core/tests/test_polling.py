@@ -18,6 +18,8 @@ class Loop:
     def __init__(self, window_us: int = WINDOW_US) -> None:
         self.now = 0.0
         self.turns = 0
+        self.work_s = 0.0
+        """How long it takes to deal with what has arrived."""
         self.taken_s = 0.0
         """How long somebody else has the core each time that it is given away."""
         self.due: list[Callable[[], None]] = []
@@ -45,10 +47,15 @@ class Loop:
         self.now = until
         return self.turns - before
 
+    def arrive(self, *, awaiting: bool = False) -> None:
+        self.polling.heard()
+        self.now += self.work_s
+        self.polling.wait(awaiting=awaiting)
+
     def hear(self, times: int, every_s: float, *, awaiting: bool = False) -> None:
         for _ in range(times):
             self.wait(every_s)
-            self.polling.heard(awaiting=awaiting)
+            self.arrive(awaiting=awaiting)
 
 
 def test_nobody_is_awake_who_has_heard_little() -> None:
@@ -87,8 +94,15 @@ def test_rare_requests_with_quick_answers_are_waited_for_asleep_and_their_answer
         loop.hear(1, SHORT_S, awaiting=True)
         loop.hear(1, SHORT_S, awaiting=False)
     assert loop.wait(LONG_S) <= 1, "nobody expects the next request soon"
-    loop.polling.heard(awaiting=True)
+    loop.arrive(awaiting=True)
     assert loop.wait(SHORT_S) > 0, "the answer is expected soon"
+
+
+def test_what_is_done_about_what_arrives_is_no_wait() -> None:
+    loop = Loop()
+    loop.work_s = 10 * WINDOW_US / 1e6
+    loop.hear(20, SHORT_S)
+    assert loop.is_awake
 
 
 def test_a_window_of_nothing_always_sleeps() -> None:

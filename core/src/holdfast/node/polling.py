@@ -35,11 +35,11 @@ class Polling:
         "_call_soon",
         "_clock",
         "_give_way",
-        "_heard_at",
         "_is_awake",
         "_rest_s",
         "_rest_until",
         "_shares",
+        "_waits_since",
         "_window",
     )
 
@@ -63,7 +63,7 @@ class Polling:
         self._clock = clock
         self._call_soon = call_soon
         self._give_way = give_way
-        self._heard_at = float("-inf")
+        self._waits_since = float("-inf")
         self._is_awake = False
         self._awaiting = False
         """Which kind of wait is under way."""
@@ -72,22 +72,24 @@ class Polling:
         self._rest_s = REST_S_MIN
         self._rest_until = float("-inf")
 
-    def heard(self, *, awaiting: bool) -> None:
-        """Take note that something has arrived and was dealt with; stay awake if that is worth it.
+    def heard(self) -> None:
+        """Take note that something has arrived: how long was it waited for?"""
+        if self._window:
+            shares, kind = self._shares, self._awaiting
+            was_short = self._clock() - self._waits_since <= self._window
+            shares[kind] += (was_short - shares[kind]) / MEMORY
+
+    def wait(self, *, awaiting: bool) -> None:
+        """Begin to wait, what has arrived being dealt with; awake if that is worth it.
 
         Args:
             awaiting: Whether an answer is due: an acknowledgement, or the reply to a request.
         """
-        window = self._window
-        if not window:
+        if not self._window:
             return
-        now = self._clock()
-        shares, was = self._shares, self._awaiting
-        share = shares[was]
-        shares[was] = share + ((now - self._heard_at <= window) - share) / MEMORY
-        self._heard_at = now
+        now = self._waits_since = self._clock()
         self._awaiting = awaiting
-        if not self._is_awake and shares[awaiting] >= WORTH and now >= self._rest_until:
+        if not self._is_awake and self._shares[awaiting] >= WORTH and now >= self._rest_until:
             self._is_awake = True
             if self._call_soon is None:
                 self._call_soon = asyncio.get_running_loop().call_soon
@@ -100,7 +102,7 @@ class Polling:
         now = self._clock()
         if now - before > TAKEN_S:
             self._rest(now)
-        elif now - self._heard_at < self._window and self._shares[self._awaiting] >= WORTH:
+        elif now - self._waits_since < self._window and self._shares[self._awaiting] >= WORTH:
             assert self._call_soon is not None
             self._call_soon(self._turn)
             return

@@ -112,9 +112,11 @@ class PumpLink:
     def on_messages(self, messages: Sequence[Message]) -> None:
         """Take what has arrived."""
         pump = self._pump
+        polling = pump.host.polling
+        polling.heard()
         pump.feed(_new(ev.Received, (self._id, messages)))
         primary = pump.member.primary
-        pump.host.polling.heard(awaiting=primary is not None and not primary.idle)
+        polling.wait(awaiting=primary is not None and not primary.idle)
 
     def on_lost(self, error: HoldfastError) -> None:
         """The link is gone."""

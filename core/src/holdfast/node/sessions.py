@@ -199,6 +199,12 @@ class NodeSession:
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Send requests; never blocks."""
+        polling = self._host.polling
+        polling.heard()
+        self._take(requests)
+        polling.wait(awaiting=bool(self._machine.unanswered))
+
+    def _take(self, requests: Sequence[Request]) -> None:
         machine = self._machine
         if machine.phase is SessionPhase.CLOSED:
             self._handler.on_replies(machine.refuse(requests))
@@ -210,11 +216,6 @@ class NodeSession:
                 reader.read(here)
         if requests:
             self._submit(requests)
-        self.heard()
-
-    def heard(self) -> None:
-        """Something has arrived for this session, from its consumer or from another node."""
-        self._host.polling.heard(awaiting=bool(self._machine.unanswered))
 
     def _submit(self, requests: Sequence[Request]) -> None:
         """Send requests to the primary."""
@@ -272,6 +273,13 @@ class NodeSession:
         self._run(self._machine.on_messages(messages, time.monotonic()))
         if self._machine.phase is not SessionPhase.OPEN:
             self._arm()
+
+    def on_remote(self, messages: Sequence[Message]) -> None:
+        """Take what a primary on another node has sent."""
+        polling = self._host.polling
+        polling.heard()
+        self.on_messages(messages)
+        polling.wait(awaiting=bool(self._machine.unanswered))
 
     def on_lost(self, attempt: int) -> None:
         """The link of this attempt is gone."""
@@ -432,8 +440,7 @@ class _RemoteHandler:
         if not self._session.is_current(self._attempt):
             return  # What a deposed primary still says is said by the new one, or nobody.
         if self._ready:
-            self._session.on_messages(messages)
-            self._session.heard()
+            self._session.on_remote(messages)
         else:
             self._early.extend(messages)
 
