@@ -64,6 +64,7 @@ def running(holdfast: Command, folder: Path) -> LocalCluster:
     """A cluster of two nodes that runs."""
     started = holdfast("up", "--nodes", "2", "--detach")
     assert started.code == 0, started.err
+    assert "--replicas 1 --wait" in started.out, "two nodes never have three copies"
     return LocalCluster.open(folder)
 
 

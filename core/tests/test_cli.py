@@ -353,6 +353,17 @@ def test_every_line_of_a_hint_stands_below_its_error(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err == told
 
 
+def test_nothing_is_imported_under_the_user_of_a_device(holdfast: Command, tmp_path: Path) -> None:
+    holdfast("volume", "create", "db", "--size", "1MiB")
+    attached = tmp_path / "none" / "attach" / "db" / "attached.json"
+    attached.parent.mkdir(parents=True)
+    attached.write_text('{"name": "db", "device": "/dev/loop7"}')
+    refused = holdfast("volume", "import", "db", str(attached))
+    assert refused.code == 6
+    assert "Volume db is attached as /dev/loop7" in refused.err
+    assert "holdfast volume detach db" in refused.err
+
+
 def test_only_what_has_a_size_is_imported(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

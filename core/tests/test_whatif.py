@@ -129,7 +129,7 @@ def test_a_layout_that_makes_no_sense_is_refused(text: str, says: str) -> None:
         (["--sync-rate", "slow"], 2, "--sync-rate"),
         (["--sync-rate", "1KiB"], 2, "--sync-rate"),
         (["--policy", "wishful"], 4, "wishful"),
-        (["--policy", "soft", "--set", "patience=3"], 2, "patience"),
+        (["--policy", "soft", "--set", "patience=3"], 2, "--set of policy soft: patience"),
         (["--policy", "threshold", "--set", "threshold=4"], 2, "threshold"),
         (["--svg", "/nowhere/x.svg", "--faults", "zone", "--down", "5"], 5, "/nowhere"),
         (["--svg", "/dev/full", "--faults", "zone", "--down", "5"], 7, "space left"),

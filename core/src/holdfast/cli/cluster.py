@@ -71,7 +71,8 @@ def up(
         put(f"Started {names_text(started)} in {took_s:.1f} s. The cluster is in {cluster.dir}.")
     if detach:
         if not context.json:
-            put("Next: holdfast volume create NAME --size 1GiB --replicas 2 --wait")
+            replicas = min(2, len(cluster.names) - 1)
+            put(f"Next: holdfast volume create NAME --size 1GiB --replicas {replicas} --wait")
         return
     try:
         _run_until_interrupted(context)

@@ -18,6 +18,7 @@ import typer
 
 from holdfast.cli.context import file_error, here, put, put_json, size_in
 from holdfast.cli.nbd_client import READ, WRITE, WRITE_ZEROES, NbdClient, Request
+from holdfast.cli.volume_admin import attachments
 from holdfast.errors import ConflictError, CopiesDifferError, UsageError
 from holdfast.node.control_client import Json
 from holdfast.units import MIB, SECTOR_BYTES, counted, format_size
@@ -60,6 +61,12 @@ def import_file(
     from holdfast.cli.addressing import nbd_uri
 
     context = here(ctx)
+    for each in attachments(context):
+        if each["name"] == name:
+            raise ConflictError(
+                f"Volume {name} is attached as {each['device']}, and would change under its user.",
+                hint=f"First: holdfast volume detach {name}",
+            )
     uri = nbd_uri(context.client(), name, node)
     with _file_errors(file), file.open("rb", buffering=0) as source, NbdClient(uri) as volume:
         size = _size(file, source.fileno())

@@ -65,13 +65,14 @@ class Policies:
         driver = self._driver(name)
         typed = {k: v for k, v in given.items() if not isinstance(v, str)}
         texts = {k: v for k, v in given.items() if isinstance(v, str)}
+        where = f"--set of policy {name}"
         with asked_for():
-            parsed = options_from_strings(driver.Options, texts) if texts else None
+            parsed = options_from_strings(driver.Options, texts, where=where) if texts else None
             for key in texts:
                 value = getattr(parsed, key)
                 typed[key] = getattr(value, "value", value)
             merged = {**self._defaults.get(name, {}), **typed}
-            options_from_mapping(driver.Options, merged, where=f"--set of policy {name}")
+            options_from_mapping(driver.Options, merged, where=where)
         return merged
 
     def refuse(self, name: str, declared: int, options: Mapping[str, Any]) -> None:
