@@ -11,6 +11,7 @@ from holdfast.messages import RequestKind
 from holdfast.model import CopyState
 from holdfast.node.explain import explain
 from holdfast.node.service import Json
+from holdfast.sync.roles import Role
 from holdfast.testing.simulation import faults as flt
 from holdfast.testing.simulation.world import World, drawn_config
 from holdfast.units import MIB
@@ -143,6 +144,26 @@ def test_a_failed_disk_is_why() -> None:
     assert told["health"] == "offline"
     assert "disk" in sentences(told)
     assert "opened anew" in sentences(told)
+
+
+def test_a_node_that_runs_does_not_say_that_it_does_not() -> None:
+    group = Group(0)
+    node = group.primary_node
+    group.kill(node)
+    group.start(node)
+
+    def is_candidate() -> bool:
+        return group.member is not None and group.member.role is Role.CANDIDATE
+
+    group.until(is_candidate, "the copy to be opened", step_s=0.001)
+    # A store that cannot be written, such as one on a full disk, renews no lease.
+    group.world.store.down = 1
+    group.world.store.nodes.clear()
+    group.run(4.0)
+    told = group.explain()
+    assert f"The copy on {node} is primary by the group record, but does not serve." in told["why"]
+    assert "and the state store answers" in sentences(told)
+    assert commands(told) == []
 
 
 def test_a_full_disk_is_told_before_and_between_its_failures() -> None:

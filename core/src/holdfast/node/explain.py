@@ -120,13 +120,13 @@ class _Story:
         others = [m for m in record.members if m.copy != record.primary]
         if member is not None and member.role is Role.FAILED:
             self.why.append(
-                f"The disk of the primary's node {primary.node} failed: {_bare(member)}."
+                f"The disk of the primary's node {primary.node} failed: {member.failure.rstrip('.')}."
             )
             self.since = self._event_at("disk-failed")
             self._next("The copy is opened anew every few seconds, in case the disk is well again.")
         elif self.silent:
             self.why.append(f"The primary's node {primary.node} does not answer.")
-        elif primary.node in self.alive:
+        elif primary.node in self.alive or member is not None:
             self.why.append(
                 f"The copy on {primary.node} is primary by the group record, but does not serve."
             )
@@ -169,7 +169,9 @@ class _Story:
     def _tell_nobody_left(self, record: GroupRecord, suspects: Sequence[Member]) -> None:
         """No in-sync copy may take over; only the return of one helps."""
         holders = [m for m in record.members if m.state is CopyState.IN_SYNC]
-        away = [m for m in holders if m.node not in self.alive]
+        # A node whose lease cannot be renewed, for want of the store, runs all the same if it is this one.
+        here = None if self.member is None else self.member.ctx.copy
+        away = [m for m in holders if m.node not in self.alive and m.copy != here]
         for entry in suspects:
             self.why.append(
                 f"The machine of {entry.node} restarted without a clean stop, so its copy may lack "
@@ -444,7 +446,3 @@ class _Story:
 def _names(members: Sequence[Member]) -> str:
     names = sorted(m.node for m in members)
     return " or ".join(names) if len(names) < 3 else ", ".join(names[:-1]) + " or " + names[-1]
-
-
-def _bare(member: GroupMember) -> str:
-    return member.failure.rstrip(".")
