@@ -181,6 +181,9 @@ def test_a_power_loss_everywhere_may_undo_what_no_flush_covered() -> None:
 def test_a_power_loss_may_undo_a_write_whose_answer_still_travels() -> None:
     late = (write(1, 2, 7), write(9, 11, 8), read(12, 13, 7))
     assert judge(*late, losses=[10]) is None
+    seen = read(8, 14, 8)
+    assert judge(*late[:2], seen, read(15, 16, 7), losses=[10]) is None
+    assert judge(*late[:2], seen, read(15, 16, 7)) is not None
     durable = Access(9, is_write=True, value=8, end=11, durable=True)
     assert judge(write(1, 2, 7), durable, read(12, 13, 7), losses=[10]) is not None
 

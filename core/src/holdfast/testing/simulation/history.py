@@ -15,7 +15,7 @@ covered may be undone by it, flushed ones may not (I4). A block that was ever re
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from attrs import define, field
 
@@ -170,6 +170,8 @@ def _check_register(
             # A write under way may have been carried out before, its answer still travelling; or it
             # was and is undone, and is carried out once more when its consumer sends it again.
             gone = [a.start for a in pending.values() if a.is_write and not a.durable]
+            # A read may have seen it before that, and its answer travel as well.
+            states = _reached(states, {k: a for k, a in pending.items() if not a.durable})
             subsets = [
                 frozenset(subset)
                 for size in range(len(gone) + 1)
@@ -211,14 +213,36 @@ def _answered(
         if key in done:
             kept.add((value, done - {key}))
             continue
-        for start, other in pending.items():
-            if other.is_write and start not in done:
-                over = {start, *(other.settles & pending.keys())}
-                after = _with_reads((other.value, done | over), pending)
-                if after not in visited:
-                    visited.add(after)
-                    todo.append(after)
+        for after in _next(state, pending):
+            if after not in visited:
+                visited.add(after)
+                todo.append(after)
     return kept
+
+
+def _reached(
+    states: set[tuple[Value, frozenset[int]]], pending: dict[int, Access]
+) -> set[tuple[Value, frozenset[int]]]:
+    """Return the states, and all that they may become as what is asked for takes effect."""
+    todo = list(states)
+    visited = set(todo)
+    while todo:
+        for after in _next(todo.pop(), pending):
+            if after not in visited:
+                visited.add(after)
+                todo.append(after)
+    return visited
+
+
+def _next(
+    state: tuple[Value, frozenset[int]], pending: dict[int, Access]
+) -> Iterator[tuple[Value, frozenset[int]]]:
+    """Tell the states behind the next write that takes effect."""
+    _, done = state
+    for start, other in pending.items():
+        if other.is_write and start not in done:
+            over = {start, *(other.settles & pending.keys())}
+            yield _with_reads((other.value, done | over), pending)
 
 
 def _with_reads(
