@@ -1,6 +1,7 @@
 """`holdfast whatif` plays a layout through losses, and refuses layouts that make no sense."""
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -9,7 +10,7 @@ import pytest
 
 from holdfast.cli.app import run
 from holdfast.errors import HoldfastError
-from holdfast.testing.whatif.layout import parse
+from holdfast.testing.whatif.layout import Layout, parse
 
 THREE = """
 [nodes]
@@ -19,6 +20,10 @@ c = { zone = "west" }
 [volumes.db]
 size = "1GiB"
 """
+
+
+def laid_out(text: str) -> Layout:
+    return parse(tomllib.loads(text), lambda key: f"x.toml: {key}", policy="hard", replicas=1)
 
 
 def told(capsys: pytest.CaptureFixture[str], path: Path, *words: str) -> list[dict[str, Any]]:
@@ -68,7 +73,7 @@ def test_copies_are_spread_over_zones_and_the_policy_withdraws_writing(
     one, _ = told(capsys, path, "--replicas", "1", *words)
     assert one["read_only_s"] > 10.0, one
     path.write_text(THREE, encoding="utf-8")
-    layout = parse(THREE, "x", policy="hard", replicas=1)
+    layout = laid_out(THREE)
     assert {layout.zones[node] for node in layout.volumes[0].nodes} == {"east", "west"}
 
 
@@ -91,7 +96,7 @@ def test_the_table_and_the_timeline_are_for_people(
 
 
 def test_a_node_that_names_no_zone_is_one_of_its_own() -> None:
-    layout = parse(THREE.replace('{ zone = "west" }', "{}"), "x", policy="hard", replicas=1)
+    layout = laid_out(THREE.replace('{ zone = "west" }', "{}"))
     assert layout.losses("zone") == [("a", "b"), ("c",)]
     assert [layout.called(lost) for lost in layout.losses("zone")] == ["zone east", "c"]
     assert layout.called(("a", "c")) == "a + c"
@@ -101,7 +106,6 @@ def test_a_node_that_names_no_zone_is_one_of_its_own() -> None:
     ("text", "says"),
     [
         ("", "nodes"),
-        ("[nodes", "not valid TOML"),
         ("[nodes]\na = 1\n", "nodes.a"),
         ('[nodes]\na = { zone = "x", rack = 1 }\n', "nodes.a"),
         ('[nodes]\na = "x"\n', "volumes"),
@@ -113,12 +117,45 @@ def test_a_node_that_names_no_zone_is_one_of_its_own() -> None:
         (THREE + 'nodes = ["a", "z"]\n', "volumes.db.nodes"),
         (THREE + 'nodes = ["a", "a"]\n', "volumes.db.nodes"),
         (THREE + "replicas = 3\n", "needs 4 nodes"),
-        (THREE + "policy = 4\n", "policy"),
+        (THREE + "policy = 4\n", "volumes.db.policy is 4"),
+        (THREE + "set = 4\n", "volumes.db.set is 4"),
+        (THREE + "replica = 1\n", "volumes.db.replica is not known. Did you mean 'replicas'"),
     ],
 )
 def test_a_layout_that_makes_no_sense_is_refused(text: str, says: str) -> None:
     with pytest.raises(HoldfastError, match=says):
-        parse(text, "x.toml", policy="hard", replicas=1)
+        laid_out(text)
+
+
+@pytest.mark.parametrize(
+    ("line", "where", "says"),
+    [
+        (
+            "set = { grac_s = 3 }",
+            ":8: volumes.db.",
+            "set.grac_s is not a known option.\n  Did you mean 'grace_s'?",
+        ),
+        ('set = { grace_s = "x" }', ":8: volumes.db.", "set.grace_s is 'x'; it must be a number."),
+        ("set = { grace_s = -1 }", ":8: volumes.db.", "set.grace_s is -1; it must be"),
+        (
+            'policy = "sofd"',
+            ":8: volumes.db.",
+            "policy: There is no policy driver 'sofd'.\n  Did you mean 'soft'?",
+        ),
+        ("replicas = 9", ":8: volumes.db.", "replicas is 9; it must be 0 to 5."),
+        ('policy = "threshold"\nset = { threshold = 4 }', ":6: volumes.db: ", "threshold"),
+        ("[broken", " is", "not valid TOML"),
+    ],
+)
+def test_a_wrong_value_in_the_file_is_named_with_file_line_and_path(
+    line: str, where: str, says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text(f"{THREE}{line}\n", encoding="utf-8")
+    assert run(["whatif", "--topology", str(path)]) == 3
+    said = capsys.readouterr().err
+    assert f"{path}{where}" in said
+    assert says in said
 
 
 @pytest.mark.parametrize(

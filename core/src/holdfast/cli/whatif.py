@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from holdfast.cli.context import file_error, here, pairs, put, put_json, warn
-from holdfast.errors import ConfigError, UsageError
+from holdfast.errors import ConfigError, DriverError, UsageError
 from holdfast.model import VolumeSpec
 from holdfast.units import MIB, VolumeId, parse_size
 
 if TYPE_CHECKING:
-    from holdfast.testing.whatif.layout import Layout
+    from holdfast.kernel.options import Where
+    from holdfast.testing.whatif.layout import Layout, Volume
     from holdfast.testing.whatif.rehearsal import Told
 
 _LOSES = ("nothing", "unflushed writes", "everything")
@@ -106,6 +107,8 @@ def whatif(
 def _layout(path: Path, policy: str, replicas: int, settings: list[str]) -> Layout:
     import attrs
 
+    from holdfast.kernel import toml_lines
+    from holdfast.kernel.options import Where
     from holdfast.node.policies import Policies
     from holdfast.testing.whatif import layout
 
@@ -117,15 +120,36 @@ def _layout(path: Path, policy: str, replicas: int, settings: list[str]) -> Layo
         raise ConfigError(
             f"{path} is not UTF-8 text: {error.reason}.", hint="--topology names a TOML file."
         ) from error
-    given = layout.parse(text, path.name, policy=policy, replicas=replicas)
-    policies, common = Policies({}), pairs(settings, "--set")
+    content, lines = toml_lines.parse(text, str(path))
+    root = Where(str(path), lines=lines)
+    given = layout.parse(content, lambda key: str(root.key(key)), policy=policy, replicas=replicas)
+    policies = Policies({})
+    common = policies.options(policy, pairs(settings, "--set"))
     volumes = []
     for volume in given.volumes:
-        asked = {**(common if volume.policy == policy else {}), **volume.options}
-        options = policies.options(volume.policy, asked)
-        policies.refuse(volume.policy, volume.replicas, options)
+        where = root.key(f"volumes.{volume.name}")
+        own = _set_in_file(volume, where)
+        asked = {**(common if volume.policy == policy else {}), **own}
+        try:
+            options = policies.options(volume.policy, asked)
+            policies.refuse(volume.policy, volume.replicas, options)
+        except UsageError as error:
+            kind = ConfigError if own or volume.policy != policy else UsageError
+            raise kind(f"{where}: {error.message}", hint=error.hint) from error
         volumes.append(attrs.evolve(volume, options=options))
     return attrs.evolve(given, volumes=tuple(volumes))
+
+
+def _set_in_file(volume: Volume, where: Where) -> dict[str, Any]:
+    """Return what the file sets for a volume's policy, each value checked by itself."""
+    from holdfast.kernel import registry
+    from holdfast.kernel.options import checked_mapping
+
+    try:
+        driver = registry.load("policy", volume.policy)
+    except DriverError as error:
+        raise ConfigError(f"{where.key('policy')}: {error.message}", hint=error.hint) from error
+    return checked_mapping(driver.Options, volume.options, where=where.key("set"))
 
 
 def _warn_of_shortage(given: Layout) -> None:

@@ -11,20 +11,24 @@ nodes = ["a", "b", "c"]      # the primary's first; else spread over the zones
 
 from __future__ import annotations
 
+import difflib
 import itertools
-import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from attrs import frozen
 
 from holdfast.errors import ConfigError, UsageError
-from holdfast.units import REPLICAS_MAX, parse_size
+from holdfast.units import REPLICAS_MAX, counted, parse_size
 
 NODES_MAX = 32
 VOLUMES_MAX = 16
 FAULTS = ("node", "zone", "two-nodes")
+_KEYS = frozenset({"nodes", "volumes"})
 _VOLUME_KEYS = frozenset({"size", "replicas", "policy", "set", "nodes"})
+
+Place = Callable[[str], str]
+"""From a key's path, such as `volumes.db.size`, to where it is written: file, line and path."""
 
 
 @frozen
@@ -67,77 +71,81 @@ class Layout:
         return [tuple(n for n in nodes if self.zones[n] == zone) for zone in zones]
 
 
-def parse(text: str, source: str, *, policy: str, replicas: int) -> Layout:
-    """Return the layout in `text`.
+def parse(content: Mapping[str, Any], place: Place, *, policy: str, replicas: int) -> Layout:
+    """Return the layout in `content`.
 
     Args:
-        text: TOML.
-        source: The file's name, for errors.
+        content: What a TOML file holds.
+        place: Says where a key stands, for errors.
         policy: Of volumes that name none.
         replicas: Of volumes that name none.
 
     Raises:
-        ConfigError: It is no layout; names the key.
+        ConfigError: It is no layout; names the place, the value and the nearest right spelling.
     """
-    try:
-        content = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"{source} is not valid TOML: {error}.") from error
-    unknown = content.keys() - {"nodes", "volumes"}
-    if unknown:
-        raise _wrong(source, min(unknown), "is neither `nodes` nor `volumes`")
-    zones = _zones(content.get("nodes"), source)
+    for key in content.keys() - _KEYS:
+        raise _unknown(key, place(key), _KEYS)
+    zones = _zones(content.get("nodes"), place)
     named = content.get("volumes")
     if not isinstance(named, dict) or not 0 < len(named) <= VOLUMES_MAX:
-        raise _wrong(source, "volumes", f"must be a table of 1 to {VOLUMES_MAX} volumes")
+        raise _wrong(place("volumes"), f"must be a table of 1 to {VOLUMES_MAX} volumes")
     volumes = []
     for name, given in named.items():
         where = f"volumes.{name}"
         if not isinstance(given, dict):
-            raise _wrong(source, where, "must be a table")
+            raise _wrong(place(where), f"is {given!r}; it must be a table")
         for key in given.keys() - _VOLUME_KEYS:
-            known = ", ".join(sorted(_VOLUME_KEYS))
-            raise _wrong(source, f"{where}.{key}", f"is not known; there are {known}")
+            raise _unknown(key, place(f"{where}.{key}"), _VOLUME_KEYS)
         volumes.append(
-            _volume(name, {"policy": policy, "replicas": replicas, **given}, zones, source)
+            _volume(name, {"policy": policy, "replicas": replicas, **given}, zones, place)
         )
     return Layout(zones, tuple(volumes))
 
 
-def _zones(given: object, source: str) -> dict[str, str]:
+def _zones(given: object, place: Place) -> dict[str, str]:
     if not isinstance(given, dict) or not 0 < len(given) <= NODES_MAX:
-        raise _wrong(source, "nodes", f"must be a table of 1 to {NODES_MAX} nodes")
+        raise _wrong(place("nodes"), f"must be a table of 1 to {NODES_MAX} nodes")
     zones = {}
     for node, about in given.items():
         # Who names no zone has one of its own.
         zone = about.get("zone", node) if isinstance(about, dict) else about
         if not isinstance(zone, str) or not zone or (isinstance(about, dict) and len(about) > 1):
-            raise _wrong(source, f"nodes.{node}", 'must be { zone = "NAME" }, or {}')
+            raise _wrong(
+                place(f"nodes.{node}"), f'is {about!r}; it must be {{ zone = "NAME" }}, or {{}}'
+            )
         zones[node] = zone
     return zones
 
 
-def _volume(name: str, given: Mapping[str, Any], zones: Mapping[str, str], source: str) -> Volume:
+def _volume(name: str, given: Mapping[str, Any], zones: Mapping[str, str], place: Place) -> Volume:
     where = f"volumes.{name}"
+
+    def wrong(key: str, what: str) -> ConfigError:
+        shown = f"is {given[key]!r}; it " if key in given else ""
+        return _wrong(place(f"{where}.{key}"), f"{shown}must {what}")
+
     try:
         size_bytes = parse_size(str(given.get("size", "10GiB")))
     except ValueError as error:
-        raise _wrong(source, f"{where}.size", f"is no size: {error}") from error
+        raise wrong("size", f"be a size: {error}") from error
+    if size_bytes <= 0:
+        raise wrong("size", "be above 0")
     replicas, policy, options = given["replicas"], given["policy"], given.get("set", {})
-    if type(replicas) is not int or not 0 <= replicas <= REPLICAS_MAX or size_bytes <= 0:
-        raise _wrong(source, f"{where}.replicas", f"must be 0 to {REPLICAS_MAX}, of a size above 0")
-    if not isinstance(policy, str) or not isinstance(options, dict):
-        raise _wrong(source, where, "`policy` must be a word and `set` a table")
+    if type(replicas) is not int or not 0 <= replicas <= REPLICAS_MAX:
+        raise wrong("replicas", f"be 0 to {REPLICAS_MAX}")
+    if not isinstance(policy, str):
+        raise wrong("policy", "be the name of one")
+    if not isinstance(options, dict):
+        raise wrong("set", "be a table, such as { grace_s = 30 }")
     nodes = given.get("nodes")
     if nodes is None:
         nodes = _spread(zones, replicas + 1, name)
     if not isinstance(nodes, list) or not all(node in zones for node in nodes):
-        raise _wrong(source, f"{where}.nodes", "must be a list of nodes of this file")
+        raise wrong("nodes", f"be a list of nodes of this file, which are {', '.join(zones)}")
     if len(set(nodes)) != len(nodes) or len(nodes) != replicas + 1:
-        raise _wrong(
-            source,
-            f"{where}.nodes",
-            f"must name {replicas + 1} different nodes: the primary's and {replicas} replica(s)",
+        raise wrong(
+            "nodes",
+            f"name {replicas + 1} different ones: the primary's and {counted(replicas, 'replica')}",
         )
     return Volume(name, size_bytes, replicas, policy, options, tuple(nodes))
 
@@ -161,5 +169,11 @@ def _spread(zones: Mapping[str, str], count: int, name: str) -> list[str]:
     return chosen
 
 
-def _wrong(source: str, key: str, what: str) -> ConfigError:
-    return ConfigError(f"{source}: {key} {what}.", hint="`holdfast whatif -h` shows a layout.")
+def _unknown(key: str, at: str, known: Collection[str]) -> ConfigError:
+    nearest = difflib.get_close_matches(key, known, n=1)
+    hint = f"Did you mean {nearest[0]!r}?" if nearest else f"There are {', '.join(sorted(known))}."
+    return ConfigError(f"{at} is not known.", hint=hint)
+
+
+def _wrong(at: str, what: str) -> ConfigError:
+    return ConfigError(f"{at} {what}.", hint="`holdfast whatif -h` shows a layout.")
