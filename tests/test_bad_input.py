@@ -93,6 +93,8 @@ def unharmed(shared: RunningCluster) -> Iterator[RunningCluster]:
         (["volume", "create", "x", "--size", "1MiB", "--transport", "smoke"], 2, "smoke"),
         (["volume", "create", "x", "--size", "1MiB", "--read-from", "moon"], 2, "moon"),
         (["volume", "create", "x", "--size", "1MiB", "--member-missing-timeout", "inf"], 2, "inf"),
+        (["volume", "create", "x", "--size", "1MiB", "--replicator", "x"], 4, "Built in: lockstep"),
+        (["volume", "create", "x", "--size", "1MiB", "--replicator", "md"], 2, "[replicator.md]"),
         (["volume", "set", "kept"], 2, "nothing"),
         (["volume", "set", "kept", "--policy", "soften"], 4, "soft"),
         (["volume", "set", "kept", "--replicas", "nine"], 2, "replicas"),

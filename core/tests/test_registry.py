@@ -69,6 +69,16 @@ def test_a_missing_driver_names_the_nearest_and_what_is_installed() -> None:
     assert "alwayson, hard, soft" in caught.value.hint
 
 
+def test_what_is_built_in_is_named_beside_what_is_installed() -> None:
+    with pytest.raises(
+        DriverError, match=r"'lockstp'.*mean 'lockstep'\? Built in: lockstep\."
+    ) as it:
+        load("replicator", "lockstp")
+    assert it.value.hint.endswith("Installed: md.")
+    with pytest.raises(DriverError, match=r"'lockstep' is built in.*leave it out"):
+        load("replicator", "lockstep")
+
+
 def test_a_kind_without_any_driver_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_entry_points", lambda _group: [])
     with pytest.raises(DriverError, match=r"No policy driver is installed at all.*pip install"):

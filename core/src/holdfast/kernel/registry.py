@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import enum
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -32,6 +32,9 @@ KINDS: tuple[str, ...] = (
     "hooks",
 )
 """Every kind of driver; the entry-point group of a kind is `holdfast.` and the kind."""
+
+BUILT_IN: Mapping[str, tuple[str, ...]] = {"replicator": ("lockstep",)}
+"""What an operator may name beside drivers: the core has it, and nothing is installed for it."""
 
 _UNVERSIONED = frozenset({"hooks"})
 """Observers need no `API_VERSION`: pluggy checks the arguments of each hook by itself."""
@@ -204,17 +207,22 @@ def _import(point: EntryPoint) -> Any:
 
 
 def _not_found(kind: str, name: str) -> DriverError:
-    installed = names(kind)
-    if not installed:
+    installed, built_in = names(kind), BUILT_IN.get(kind, ())
+    if name in built_in:
+        return DriverError(
+            f"The {kind} {name!r} is built in and is no driver.",
+            hint="It is always there and has no options; leave it out.",
+        )
+    if not installed and not built_in:
         hint = f"No {kind} driver is installed at all."
         if kind in {"transport", "policy", "orchestrator"}:
             hint += f" Install one, for example `pip install {_FIRST_PARTY[kind]}`."
         return DriverError(f"There is no {kind} driver {name!r}.", hint=hint)
-    nearest = difflib.get_close_matches(name, installed, n=1)
+    nearest = difflib.get_close_matches(name, [*built_in, *installed], n=1)
     guess = f"Did you mean {nearest[0]!r}? " if nearest else ""
-    return DriverError(
-        f"There is no {kind} driver {name!r}.", hint=f"{guess}Installed: {', '.join(installed)}."
-    )
+    told = [f"Built in: {', '.join(built_in)}."] if built_in else []
+    told += [f"Installed: {', '.join(installed)}."] if installed else []
+    return DriverError(f"There is no {kind} driver {name!r}.", hint=guess + " ".join(told))
 
 
 _FIRST_PARTY = {

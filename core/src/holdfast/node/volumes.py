@@ -159,7 +159,7 @@ class Volumes:
     # -- declaring ---------------------------------------------------------------------------------
 
     def _declared(self, request: VolumeRequest) -> VolumeSpec:
-        if request.replicator not in {None, "lockstep"}:
+        if request.replicator not in {None, *registry.BUILT_IN["replicator"]}:
             registry.load("replicator", str(request.replicator))  # Refuses what is not installed.
             raise UsageError(
                 f"This node does not run the replicator {request.replicator!r}.",
