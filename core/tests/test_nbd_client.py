@@ -15,7 +15,7 @@ from anyio.from_thread import start_blocking_portal
 
 from holdfast.cli.demo_writer import Writer, record
 from holdfast.cli.nbd_client import READ, WRITE, WRITE_ZEROES, NbdClient, Request
-from holdfast.cli.volume_data import copy_in, copy_out
+from holdfast.cli.volume_data import _told_if_partial, copy_in, copy_out
 from holdfast.errors import (
     HoldfastError,
     NotFoundError,
@@ -192,6 +192,27 @@ def copied_in(client: NbdClient) -> Callable[[Path], int]:
     return copy
 
 
+def test_a_file_that_shrinks_while_it_is_imported_is_not_taken_for_whole(
+    client: NbdClient, uri: str, volume: MemoryVolume, filled: bytes, tmp_path: Path
+) -> None:
+    # More than is under way at once, so that the file shrinks before all of it is read.
+    path = sparse_file(tmp_path / "in", SIZE, {0: b"n" * SIZE})
+    with (
+        path.open("rb") as source,
+        pytest.raises(UnavailableError, match="ends at 1 MiB, before the size") as caught,
+        _told_if_partial("v", path),
+    ):
+        copy_in(source.fileno(), SIZE, client, lambda _: os.truncate(path, MIB))
+    assert f"Volume v may hold only a part of {path} now" in caught.value.hint
+    with (
+        path.open("rb") as source,
+        NbdClient(uri) as another,
+        pytest.raises(UnavailableError, match="ends at 1 MiB, before the size"),
+    ):
+        copy_in(source.fileno(), SIZE, another)
+    assert volume.read(SIZE - MIB, MIB) == filled[-MIB:], "nothing was made up"
+
+
 def test_a_sparse_file_is_imported_and_exported_without_its_holes(
     client: NbdClient,
     volume: MemoryVolume,
@@ -231,7 +252,9 @@ def test_a_file_that_cannot_be_read_is_not_blamed_on_the_volume(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "pread", fails)
-    with pytest.raises(UsageError, match="The file cannot be read at 0 B: Input/output error"):
+    with pytest.raises(
+        UnavailableError, match="The file cannot be read at 0 B: Input/output error"
+    ):
         copied_in(sparse_file(tmp_path / "in", MIB, {0: b"x"}))
 
 

@@ -16,10 +16,16 @@ from typing import Annotated, Any
 
 import typer
 
-from holdfast.cli.context import file_error, here, put, put_json, size_in
+from holdfast.cli.context import file_error, here, put, put_json, size_in, warn
 from holdfast.cli.nbd_client import READ, WRITE, WRITE_ZEROES, NbdClient, Request
 from holdfast.cli.volume_admin import attachments
-from holdfast.errors import ConflictError, CopiesDifferError, UsageError
+from holdfast.errors import (
+    ConflictError,
+    CopiesDifferError,
+    HoldfastError,
+    UnavailableError,
+    UsageError,
+)
 from holdfast.node.control_client import Json
 from holdfast.units import MIB, SECTOR_BYTES, counted, format_size
 
@@ -81,12 +87,29 @@ def import_file(
                 f"Volume {name} is read-only now.",
                 hint=f"`holdfast volume show {name}` says why.",
             )
-        with render.byte_progress(f"importing {file.name}", size) as advance:
+        with (
+            _told_if_partial(name, file),
+            render.byte_progress(f"importing {file.name}", size) as advance,
+        ):
             sent = copy_in(source.fileno(), size, volume, advance)
     if context.json:
         put_json({"name": name, "file": str(file), "bytes": size, "bytes_written": sent})
     else:
         put(f"{file} is on volume {name}: {format_size(size)}, {format_size(sent)} without holes.")
+
+
+@contextlib.contextmanager
+def _told_if_partial(name: str, file: Path) -> Iterator[None]:
+    """Say so, whatever ends an import in its midst: the volume is neither the old nor the new."""
+    told = f"Volume {name} may hold only a part of {file} now: import it again."
+    try:
+        yield
+    except HoldfastError as error:
+        error.hint = f"{error.hint}\n{told}".lstrip()
+        raise
+    except KeyboardInterrupt:
+        warn(told)
+        raise
 
 
 def _size(file: Path, source: int) -> int:
@@ -270,6 +293,10 @@ def copy_in(
         size: The file's size in bytes.
         volume: As large or larger.
         advance: Told of bytes dealt with, sent or skipped.
+
+    Raises:
+        UnavailableError: The file cannot be read, or has become shorter.
+        VolumeError: The volume refused a write.
     """
     tail = size % SECTOR_BYTES
     sent = 0
@@ -296,8 +323,6 @@ def _writes(source: int, size: int, *, zeroes: bool) -> Iterator[Request]:
                 yield Request(WRITE_ZEROES, offset, count)
                 continue
             data = _read_at(source, count, offset)
-            # A file that shrinks while it is read leaves zeros, as a hole would.
-            data += bytes(count - len(data))
             if zeroes and data == _ZEROS[:count]:
                 yield Request(WRITE_ZEROES, offset, count)
             else:
@@ -313,6 +338,8 @@ def _file_runs(source: int, size: int) -> Iterator[tuple[int, int, bool]]:
         except OSError as error:
             # ENXIO: nothing but a hole to the end. Anything else: no holes on this file system.
             data = size if error.errno == errno.ENXIO else offset
+            if os.lseek(source, 0, os.SEEK_END) < size:
+                raise _shrunk(source, offset) from error
         data -= data % SECTOR_BYTES
         if data > offset:
             yield offset, data - offset, True
@@ -365,13 +392,28 @@ def _write_all(target: int, data: bytes, offset: int) -> None:
 
 def _read_at(source: int, count: int, offset: int) -> bytes:
     """Read from the file that is imported; its errors are not the volume's."""
+    data = b""
     try:
-        return os.pread(source, count, offset)
+        while len(data) < count:
+            more = os.pread(source, count - len(data), offset + len(data))
+            if not more:
+                raise _shrunk(source, offset + len(data))
+            data += more
     except OSError as error:
-        raise UsageError(
+        raise UnavailableError(
             f"The file cannot be read at {format_size(offset)}: {error.strerror}.",
-            hint="What stands before that is on the volume.",
+            hint="Check the disk or the server that holds it.",
         ) from error
+    return data
+
+
+def _shrunk(source: int, reached: int) -> UnavailableError:
+    # What the kernel makes up as it is read, as in /sys, ends before the size that it claims.
+    end = min(reached, os.lseek(source, 0, os.SEEK_END))
+    return UnavailableError(
+        f"The file ends at {format_size(end)}, before the size that it had at first.",
+        hint="Let nobody change it while it is imported.",
+    )
 
 
 @contextlib.contextmanager
