@@ -139,6 +139,19 @@ def test_a_file_that_is_larger_than_the_volume_is_not_imported(
     sentence(shared.run("volume", "import", "kept", str(image)), code=6, says="--size 17MiB")
 
 
+def test_nothing_is_imported_under_another_client(unharmed: RunningCluster, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(b"new!" * 128)
+    home = unharmed.ask("volume", "show", "kept")["attached"]
+    # That node would let it in, for all its clients share one session.
+    told = sentence(unharmed.run("volume", "import", "kept", image, "--node", home), code=6)
+    assert f"Volume kept is in use by a client of node {home}" in told
+    with NbdConnection(unharmed.url("kept", home)) as beside:
+        assert not beside.call(Command.READ, 0, 512).startswith(b"new!")
+        unharmed.do("volume", "import", "kept", image, "--force")
+        assert beside.call(Command.READ, 0, 512) == image.read_bytes()
+
+
 def test_after_all_those_mistakes_the_cluster_is_as_it_was(unharmed: RunningCluster) -> None:
     names = [volume["name"] for volume in unharmed.ask("volume", "list")["volumes"]]
     assert names == ["kept"]

@@ -11,10 +11,11 @@ from holdfast.messages import RequestKind
 from holdfast.model import CopyState
 from holdfast.node.explain import explain
 from holdfast.node.service import Json
+from holdfast.node.status import volume_status
 from holdfast.sync.roles import Role
 from holdfast.testing.simulation import faults as flt
 from holdfast.testing.simulation.world import World, drawn_config
-from holdfast.units import MIB
+from holdfast.units import MIB, NodeName
 
 
 def sentences(told: Json) -> str:
@@ -114,6 +115,17 @@ def test_a_silent_primary_is_succeeded_as_told() -> None:
     assert "takes over once" in doing
     group.until(lambda: group.primary_node != former, "a new primary", 4.0)
     assert group.primary_node in doing
+
+
+def test_the_use_by_a_process_that_is_gone_is_over() -> None:
+    group = Group(1)
+    node = group.alive[group.primary_node]
+    for process, told in ((node.process, node.name), ("gone", None)):
+        record = attrs.evolve(group.record, attached_node=node.name, attached_process=process)
+        assert volume_status(group.spec, record, group.alive, None)["attached"] == told
+    # A node that is away may have the same process still.
+    record = attrs.evolve(group.record, attached_node=NodeName("away"), attached_process="gone")
+    assert volume_status(group.spec, record, group.alive, None)["attached"] == "away"
 
 
 def test_the_only_holder_of_acknowledged_writes_is_named() -> None:

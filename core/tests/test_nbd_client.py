@@ -14,8 +14,9 @@ import pytest
 from anyio.from_thread import start_blocking_portal
 
 from holdfast.cli.demo_writer import Writer, record
+from holdfast.cli.file_copy import copy_in, copy_out
 from holdfast.cli.nbd_client import READ, WRITE, WRITE_ZEROES, NbdClient, Request
-from holdfast.cli.volume_data import _told_if_partial, copy_in, copy_out
+from holdfast.cli.volume_data import _told_if_partial
 from holdfast.errors import (
     HoldfastError,
     NotFoundError,

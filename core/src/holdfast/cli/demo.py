@@ -195,8 +195,8 @@ class _Demo:
         self._stage.done(f"ready in {time.monotonic() - began:.1f} s ({pids})")
 
     def _import(self) -> None:
+        from holdfast.cli.file_copy import copy_in
         from holdfast.cli.nbd_client import NbdClient
-        from holdfast.cli.volume_data import copy_in
 
         stage, result = self._stage, self._result
         stage.chapter(f"Make a volume with {REPLICAS} replicas and put a real file on it")

@@ -7,34 +7,31 @@ ways: what a file or a volume does not hold is neither read nor sent.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from holdfast.cli.context import file_error, here, put, put_json, size_in, warn
-from holdfast.cli.nbd_client import READ, WRITE, WRITE_ZEROES, NbdClient, Request
+from holdfast.cli.context import Context, file_error, here, put, put_json, size_in, warn
+from holdfast.cli.file_copy import BLOCK_BYTES, ZEROS, copy_in, copy_out
+from holdfast.cli.nbd_client import NbdClient
 from holdfast.cli.volume_admin import attachments
 from holdfast.errors import (
     ConflictError,
     CopiesDifferError,
     HoldfastError,
-    UnavailableError,
     UsageError,
 )
-from holdfast.node.control_client import Json
+from holdfast.node.control_client import ControlClient, Json
 from holdfast.units import MIB, SECTOR_BYTES, counted, format_size
 
-BLOCK_BYTES = 256 * 1024
-"""One request: four chunks. Larger ones gain nothing over 16 under way."""
-_ZEROS = bytes(BLOCK_BYTES)
-_ZERO_RUN_BYTES_MAX = 32 * MIB
-_EXTENT_BYTES_MAX = 1 << 30
-"""How much one question about holes covers; NBD lengths have 32 bits."""
+RELEASE_PATIENCE_S = 3.0
+"""How long a client that has just gone may take to let go of a volume."""
+POLL_S = 0.1
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The volume's name.")]
 Node = Annotated[
@@ -57,23 +54,22 @@ def import_file(
     name: Name,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A disk image or any other file.")],
     node: Node = None,
+    force: Annotated[bool, typer.Option("--force", help="Though it is in use.")] = False,
 ) -> None:
     """Copy a file onto a volume, from its first byte on.
 
-    What the volume holds beyond the end of the file stays. When this returns, all of it is on
-    stable storage on the primary and every in-sync replica.
+    A volume that is in use is refused: it would change under whoever has it open. What it holds
+    beyond the end of the file stays. When this returns, all of the file is on stable storage on the
+    primary and every in-sync replica.
     """
     from holdfast.cli import render
     from holdfast.cli.addressing import nbd_uri
 
     context = here(ctx)
-    for each in attachments(context):
-        if each["name"] == name:
-            raise ConflictError(
-                f"Volume {name} is attached as {each['device']}, and would change under its user.",
-                hint=f"First: holdfast volume detach {name}",
-            )
-    uri = nbd_uri(context.client(), name, node)
+    client = context.client()
+    if not force:
+        _refuse_in_use(context, client, name)
+    uri = nbd_uri(client, name, node)
     with _file_errors(file), file.open("rb", buffering=0) as source, NbdClient(uri) as volume:
         size = _size(file, source.fileno())
         if size > volume.size_bytes:
@@ -96,6 +92,31 @@ def import_file(
         put_json({"name": name, "file": str(file), "bytes": size, "bytes_written": sent})
     else:
         put(f"{file} is on volume {name}: {format_size(size)}, {format_size(sent)} without holes.")
+
+
+def _refuse_in_use(context: Context, client: ControlClient, name: str) -> None:
+    """Raise `ConflictError` when a volume would change under somebody: a device, or any client.
+
+    All clients of one node share its session, so their node would let the import in.
+    """
+    for each in attachments(context):
+        if each["name"] == name:
+            raise ConflictError(
+                f"Volume {name} is attached as {each['device']}, and would change under its user.",
+                hint=f"First: holdfast volume detach {name}",
+            )
+    give_up = time.monotonic() + RELEASE_PATIENCE_S
+    while (holder := client.volume(name)["attached"]) is not None:
+        alive = {each["name"]: each["alive"] for each in client.nodes()}
+        if not alive.get(holder, True):
+            return  # Whether its client lives on is for the primary to say.
+        if time.monotonic() > give_up:
+            who = f"a client of node {holder}" if holder in alive else holder
+            raise ConflictError(
+                f"Volume {name} is in use by {who}, and would change under it.",
+                hint="Close what has it open first, or import with --force.",
+            )
+        time.sleep(POLL_S)
 
 
 @contextlib.contextmanager
@@ -193,7 +214,7 @@ def zero(
             )
         # Data, not a hole: a sector that cannot be read is cured by what is written to it.
         for at in range(first, first + count, BLOCK_BYTES):
-            volume.write(at, _ZEROS[: min(BLOCK_BYTES, first + count - at)])
+            volume.write(at, ZEROS[: min(BLOCK_BYTES, first + count - at)])
         volume.flush()
     if context.json:
         put_json({"name": name, "offset": first, "length": count})
@@ -281,139 +302,6 @@ def verified(lines: Iterator[Json], render: Any) -> Json:
             advance((result["chunks_done"] - done) * CHUNK_BYTES)
             done = result["chunks_done"]
     return result
-
-
-def copy_in(
-    source: int, size: int, volume: NbdClient, advance: Callable[[int], None] = lambda _: None
-) -> int:
-    """Write the file behind the descriptor `source` to `volume` and flush; return the bytes sent.
-
-    Args:
-        source: Opened for reading.
-        size: The file's size in bytes.
-        volume: As large or larger.
-        advance: Told of bytes dealt with, sent or skipped.
-
-    Raises:
-        UnavailableError: The file cannot be read, or has become shorter.
-        VolumeError: The volume refused a write.
-    """
-    tail = size % SECTOR_BYTES
-    sent = 0
-    for request, _ in volume.pipeline(_writes(source, size - tail, zeroes=volume.can_zero)):
-        advance(request.length)
-        sent += request.length if request.kind == WRITE else 0
-    if tail:
-        # The volume's own bytes stay behind a file that ends within a sector.
-        start = size - tail
-        old = volume.read(start, SECTOR_BYTES)
-        volume.write(start, _read_at(source, tail, start) + old[tail:])
-        advance(tail)
-        sent += tail
-    volume.flush()
-    return sent
-
-
-def _writes(source: int, size: int, *, zeroes: bool) -> Iterator[Request]:
-    for start, length, is_hole in _file_runs(source, size):
-        step = _ZERO_RUN_BYTES_MAX if is_hole and zeroes else BLOCK_BYTES
-        for offset in range(start, start + length, step):
-            count = min(step, start + length - offset)
-            if is_hole and zeroes:
-                yield Request(WRITE_ZEROES, offset, count)
-                continue
-            data = _read_at(source, count, offset)
-            if zeroes and data == _ZEROS[:count]:
-                yield Request(WRITE_ZEROES, offset, count)
-            else:
-                yield Request(WRITE, offset, count, data)
-
-
-def _file_runs(source: int, size: int) -> Iterator[tuple[int, int, bool]]:
-    """Yield (offset, length, is a hole) runs that cover the file's first `size` bytes."""
-    offset = 0
-    while offset < size:
-        try:
-            data = min(os.lseek(source, offset, os.SEEK_DATA), size)
-        except OSError as error:
-            # ENXIO: nothing but a hole to the end. Anything else: no holes on this file system.
-            data = size if error.errno == errno.ENXIO else offset
-            if os.lseek(source, 0, os.SEEK_END) < size:
-                raise _shrunk(source, offset) from error
-        data -= data % SECTOR_BYTES
-        if data > offset:
-            yield offset, data - offset, True
-            offset = data
-            continue
-        try:
-            hole = min(os.lseek(source, offset, os.SEEK_HOLE), size)
-        except OSError:
-            hole = size
-        hole = min(size, -(-hole // SECTOR_BYTES) * SECTOR_BYTES)
-        yield offset, hole - offset, False
-        offset = hole
-
-
-def copy_out(
-    volume: NbdClient, target: int, advance: Callable[[int], None] = lambda _: None
-) -> int:
-    """Write `volume` into the empty file behind the descriptor `target`; return the bytes read."""
-    os.ftruncate(target, volume.size_bytes)
-    got = 0
-
-    def reads() -> Iterator[Request]:
-        for start in range(0, volume.size_bytes, _EXTENT_BYTES_MAX):
-            offset = start
-            length = min(_EXTENT_BYTES_MAX, volume.size_bytes - start)
-            for run, is_zero in volume.extents(start, length):
-                if is_zero:
-                    advance(run)
-                else:
-                    for at in range(offset, offset + run, BLOCK_BYTES):
-                        yield Request(READ, at, min(BLOCK_BYTES, offset + run - at))
-                offset += run
-
-    for request, data in volume.pipeline(reads()):
-        if data != _ZEROS[: len(data)]:
-            _write_all(target, data, request.offset)
-        got += len(data)
-        advance(len(data))
-    os.fsync(target)
-    return got
-
-
-def _write_all(target: int, data: bytes, offset: int) -> None:
-    """Write all of `data`: a file system that is nearly full takes a part, without an error."""
-    rest = memoryview(data)
-    while rest:
-        written = os.pwrite(target, rest, offset)
-        rest, offset = rest[written:], offset + written
-
-
-def _read_at(source: int, count: int, offset: int) -> bytes:
-    """Read from the file that is imported; its errors are not the volume's."""
-    data = b""
-    try:
-        while len(data) < count:
-            more = os.pread(source, count - len(data), offset + len(data))
-            if not more:
-                raise _shrunk(source, offset + len(data))
-            data += more
-    except OSError as error:
-        raise UnavailableError(
-            f"The file cannot be read at {format_size(offset)}: {error.strerror}.",
-            hint="Check the disk or the server that holds it.",
-        ) from error
-    return data
-
-
-def _shrunk(source: int, reached: int) -> UnavailableError:
-    # What the kernel makes up as it is read, as in /sys, ends before the size that it claims.
-    end = min(reached, os.lseek(source, 0, os.SEEK_END))
-    return UnavailableError(
-        f"The file ends at {format_size(end)}, before the size that it had at first.",
-        hint="Let nobody change it while it is imported.",
-    )
 
 
 @contextlib.contextmanager

@@ -77,12 +77,25 @@ def volume_status(
         "access": record.access.value if serving else Access.NONE.value,
         "epoch": record.epoch,
         "primary": primary.node,
-        "attached": record.attached_node,
+        "attached": _holder(record, alive),
         "reason": _offline(spec, record, alive)
         if health == "offline"
         else _reason(spec, record, member),
         "copies": [_copy(m, record, member) | {"alive": m.node in alive} for m in record.members],
     }
+
+
+def _holder(record: GroupRecord, alive: Mapping[NodeName, NodeRecord]) -> NodeName | None:
+    """Return where the volume is in use, as far as is known.
+
+    A process that was killed leaves its name in the record until somebody else attaches. Once its
+    node has another process it is certain that this use is over.
+    """
+    holder = record.attached_node
+    node = None if holder is None else alive.get(holder)
+    if node is not None and record.attached_process not in {"", node.process, *node.workers}:
+        return None
+    return holder
 
 
 def _copy(entry: Member, record: GroupRecord, member: GroupMember | None) -> Json:
