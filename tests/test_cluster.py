@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -120,7 +121,13 @@ def test_a_killed_node_is_seen_as_stopped_and_started_again(
     assert node.pid_file.exists()
     assert node.control.exists()
     assert holdfast("--json", "status").json["nodes"][0]["state"] == "stopped"
-    assert holdfast("volume", "list").code == 0
+    # Its lease may outlive it; nobody could stand in for it as the first copy of a new volume.
+    refused = holdfast("volume", "create", "db", "-s", "1MiB", "--node", "n1", "--wait")
+    assert refused.code in {6, 7}, refused.err
+    assert re.match(r"holdfast: Node n1 (does not answer|is not up)", refused.err), refused.err
+    assert holdfast("--json", "volume", "list").json == {"volumes": []}
+    made = holdfast("--json", "volume", "create", "db", "-s", "1MiB", "-r", "0", "--wait")
+    assert (made.code, made.json["primary"]) == (0, "n2"), made.err
     assert holdfast("up", "--detach").code == 0
     assert node.pid not in {None, pid}
     assert "The process before this one was killed" in node.log.read_text()

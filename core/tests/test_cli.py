@@ -14,8 +14,9 @@ from anyio.from_thread import start_blocking_portal
 from core.tests.fake_node import FakeService
 from rich.console import Console
 
-from holdfast.cli import render
+from holdfast.cli import render, waiting
 from holdfast.cli.app import EXIT_BUG, _fail, hoisted, run
+from holdfast.cli.context import Context
 from holdfast.cli.live import live
 from holdfast.cli.volume_data import _size
 from holdfast.errors import UnavailableError, UsageError
@@ -88,6 +89,30 @@ def test_a_volume_is_made_shown_changed_and_deleted(holdfast: Command) -> None:
     assert holdfast("volume", "delete", "db").out == "Volume db is deleted.\n"
     assert holdfast("volume", "list", "--json").json == {"volumes": []}
     assert "There are no volumes yet" in holdfast("volume", "list").out
+
+
+def test_nobody_waits_for_a_new_volume_whose_only_node_is_away(
+    holdfast: Command,
+    service: FakeService,
+    socket: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    holdfast("volume", "create", "db", "--size", "1GiB")
+    status = service.held["db"] | {"health": "offline", "reason": "No primary serves."}
+    for copy, state in zip(status["copies"], ("in-sync", "syncing"), strict=True):
+        copy |= {"alive": state == "syncing", "state": state}
+    service.held["db"] = status
+    monkeypatch.setattr(waiting, "AWAY_S", 0.0)
+    context = Context(dir=socket.parent, json=False, control=socket)
+    with pytest.raises(UnavailableError, match="node n1, which has its first copy, is away") as it:
+        waiting.wait_healthy(context, context.client(), "db", is_new=True)
+    assert "`holdfast node start n1`" in it.value.hint
+    assert "`holdfast volume delete db`" in it.value.hint
+    assert capsys.readouterr().err == "Waiting: No primary serves.\n", "to a pipe too"
+    # Who asks to wait for a volume that was in use waits for its node.
+    with pytest.raises(UnavailableError, match=r"offline after 0\.3 s"):
+        waiting.wait_healthy(context, context.client(), "db", timeout_s=0.3)
 
 
 def test_warnings_go_to_standard_error(holdfast: Command) -> None:

@@ -394,7 +394,9 @@ class SyncProgress:
                 self._tasks[node] = self._bars.add_task(f"syncing {node}", total=None)
             done = sync["bytes_total"] - sync["bytes_left"]
             self._bars.update(self._tasks[node], total=sync["bytes_total"], completed=done)
-        if not self._bars.disable and volume["reason"] != self._told and not self._tasks:
+        stuck = volume["health"] == "offline"  # Said to a pipe too: nothing else would be.
+        moving = self._bars.disable or self._tasks
+        if (stuck or not moving) and volume["reason"] != self._told:
             self._told = volume["reason"]
             self._bars.console.print(f"Waiting: {self._told}")
 

@@ -13,9 +13,9 @@ import typer
 
 from holdfast.cli import volume_admin, volume_data
 from holdfast.cli.addressing import transports_in, uri_of
-from holdfast.cli.context import Context, here, pairs, put, put_json, put_json_line, size_in, warn
-from holdfast.errors import UnavailableError, UsageError
-from holdfast.node.control_client import ControlClient, Json
+from holdfast.cli.context import here, pairs, put, put_json, put_json_line, size_in, warn
+from holdfast.cli.waiting import POLL_S, again, wait_healthy
+from holdfast.errors import UsageError
 from holdfast.node.local_cluster import names_text
 from holdfast.sync.placement import SPREAD_LABEL
 from holdfast.units import counted, format_size
@@ -113,9 +113,6 @@ ReadFrom = Annotated[
     ),
 ]
 
-POLL_S = 0.2
-"""How often a status is asked for while somebody waits for it."""
-
 
 @app.command()
 def create(
@@ -181,7 +178,7 @@ def create(
     for warning in warnings:
         warn(warning)
     if wait:
-        status = wait_healthy(context, client, name)
+        status = wait_healthy(context, client, name, is_new=True)
     if context.json:
         put_json(status | {"warnings": list(warnings)})
         return
@@ -352,7 +349,7 @@ def watch(ctx: typer.Context, name: Name) -> None:
         put_json_line(status)
         while True:
             time.sleep(POLL_S)
-            before, (client, status) = status, _again(context, client, name)
+            before, (client, status) = status, again(context, client, name)
             if status != before:
                 put_json_line(status)
     from holdfast.cli import render
@@ -362,7 +359,7 @@ def watch(ctx: typer.Context, name: Name) -> None:
         while True:
             draw(render.volume_page(status))
             time.sleep(POLL_S)
-            client, status = _again(context, client, name)
+            client, status = again(context, client, name)
 
 
 @app.command()
@@ -390,37 +387,3 @@ volume_admin.add_to(app)
 def _labels(words: list[str] | None, spread: str | None) -> dict[str, str]:
     labels = pairs(words or [], "--label")
     return labels if spread is None else labels | {SPREAD_LABEL: spread}
-
-
-def wait_healthy(
-    context: Context, client: ControlClient, name: str, *, timeout_s: float | None = None
-) -> Json:
-    """Return the status of a volume once all its declared copies are in sync, with progress.
-
-    Raises:
-        UnavailableError: That took longer than `timeout_s`; says how the volume is.
-    """
-    from holdfast.cli import render
-
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    status = client.volume(name)
-    with render.sync_progress() as progress:
-        while status["health"] != "healthy":
-            if deadline is not None and time.monotonic() > deadline:
-                raise UnavailableError(
-                    f"Volume {name} is {status['health']} after {timeout_s:g} s: {status['reason']}"
-                )
-            if not context.json:
-                progress.show(status)
-            time.sleep(POLL_S)
-            client, status = _again(context, client, name)
-    return status
-
-
-def _again(context: Context, client: ControlClient, name: str) -> tuple[ControlClient, Json]:
-    """Ask for a status again, of another node when this one has gone."""
-    try:
-        return client, client.volume(name)
-    except UnavailableError:
-        client = context.client()
-        return client, client.volume(name)

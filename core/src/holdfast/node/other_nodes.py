@@ -35,6 +35,18 @@ class OtherNodes:
         """Tell whether `node` is another one and has a control socket on this machine."""
         return self._socket_of(node) is not None
 
+    async def answers(self, node: NodeName) -> bool:
+        """Tell whether a node answers, as far as it can be asked: a lease outlives its process."""
+        control = self._socket_of(node)
+        if control is None:
+            return True
+        client = ControlClient(control, node=node)
+        try:
+            await asyncio.to_thread(client.node, timeout_s=ANSWER_S)
+        except HoldfastError:
+            return False
+        return True
+
     async def ask(self, node: NodeName, call: str, *arguments: object) -> Any:
         """Return what another node itself knows; None when it cannot be asked or is silent."""
         control = self._socket_of(node)

@@ -210,7 +210,7 @@ class Service:
 
     async def create_volume(self, request: VolumeRequest) -> tuple[Json, Sequence[str]]:
         """Make a volume; returns as soon as its primary serves it."""
-        spec, warnings = await self._node.volumes.create(request)
+        spec, warnings = await self._node.volumes.create(request, self._others.answers)
         give_up = time.monotonic() + SETTLE_S
         status = await self._status(spec)
         while status["health"] == "offline" and time.monotonic() < give_up:

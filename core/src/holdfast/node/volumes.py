@@ -12,12 +12,18 @@ import secrets
 import time
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import attrs
 
-from holdfast.errors import ConflictError, NotFoundError, StateConflictError, UsageError
+from holdfast.errors import (
+    ConflictError,
+    NotFoundError,
+    StateConflictError,
+    UnavailableError,
+    UsageError,
+)
 from holdfast.interfaces.state import StateStore
 from holdfast.kernel import registry
 from holdfast.kernel.sections import VolumeDefaults
@@ -77,10 +83,30 @@ class Volumes:
         self._transport = transport
         self._observing = observing
 
-    async def create(self, request: VolumeRequest) -> tuple[VolumeSpec, list[str]]:
-        """Write a new volume's specification and first record; return it with warnings."""
+    async def create(
+        self, request: VolumeRequest, answers: Callable[[NodeName], Awaitable[bool]]
+    ) -> tuple[VolumeSpec, list[str]]:
+        """Write a new volume's specification and first record; return it with warnings.
+
+        Args:
+            request: What is wanted.
+            answers: Whether a node answers now. The first copy is in sync by being the first, so
+                nobody could stand in for its node.
+
+        Raises:
+            UnavailableError: The node that the request names does not answer.
+        """
         spec = self._declared(request)
-        nodes = self._place(spec, request.primary_node)
+        silent: set[NodeName] = set()
+        nodes = self._place(spec, request.primary_node, silent)
+        while not await answers(nodes[0]):
+            if request.primary_node is not None:
+                raise UnavailableError(
+                    f"Node {nodes[0]} does not answer, so nothing was made on it.",
+                    hint="`holdfast status` shows which nodes run; name another one, or none.",
+                )
+            silent.add(nodes[0])
+            nodes = self._place(spec, None, silent)
         spec = attrs.evolve(spec, id=self._spread_id(nodes))
         warnings = self._warnings(spec, len(nodes))
         try:
@@ -228,15 +254,23 @@ class Volumes:
                 chosen[name] = transport
         return chosen
 
-    def _place(self, spec: VolumeSpec, first: NodeName | None) -> list[NodeName]:
-        """Choose a node for each copy; fewer when the cluster has not enough, but one at least."""
+    def _place(
+        self, spec: VolumeSpec, first: NodeName | None, silent: Collection[NodeName]
+    ) -> list[NodeName]:
+        """Choose a node for each copy; fewer when the cluster has not enough, but one at least.
+
+        Args:
+            spec: The volume.
+            first: The node of the first copy; None: the best one.
+            silent: Nodes that do not answer; they get no copy.
+        """
         alive = self._directory.alive
         chosen: list[NodeName] = []
         if first is not None:
             self._directory.check_host(first)
             chosen.append(first)
         extra = {name: self._observing.score(spec, node) for name, node in alive.items()}
-        loaded = self._directory.loaded()
+        loaded = {n: known for n, known in self._directory.loaded().items() if n not in silent}
         placed = place(loaded, size_bytes=spec.size_bytes, taken=(), transport_to=spec.transport_to)
         while len(chosen) <= spec.replicas:
             placed = place(
@@ -251,7 +285,8 @@ class Volumes:
                 break
             chosen.append(placed.node)
         if not chosen:
-            reasons = "; ".join(f"{node} {why}" for node, why in placed.reasons.items())
+            refused = dict.fromkeys(silent, "does not answer") | dict(placed.reasons)
+            reasons = "; ".join(f"{node} {why}" for node, why in sorted(refused.items()))
             raise ConflictError(
                 f"No node can hold a copy of {spec.name!r}: {reasons or 'none is up'}.",
                 hint="Start or uncordon a node, or make room.",
