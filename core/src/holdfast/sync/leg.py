@@ -53,6 +53,9 @@ class Phase(enum.Enum):
     """Batches flow."""
 
 
+_STREAMING = Phase.STREAMING  # Looked up in its enum it costs more than a call, on the hot path.
+
+
 @define
 class Leg:
     """The stream to one copy."""
@@ -76,7 +79,8 @@ class Leg:
     """The process that the stream was begun with; a resume is possible with no other."""
     applied: Position = Position(0)
     durable: Position = Position(0)
-    unacked: deque[Batch] = field(factory=deque)
+    unacked: deque[tuple[Batch, int]] = field(factory=deque)
+    """What was sent and not acknowledged, each batch with the bytes that it counts."""
     unacked_bytes: int = 0
     progress_at: float = 0.0
     """When the copy last acknowledged something, or was first asked to again."""
@@ -133,9 +137,9 @@ class Leg:
         """Send a batch and keep it until it is acknowledged."""
         if not self.unacked:
             self.progress_at = now
-        self.unacked.append(batch)
+        self.unacked.append((batch, size_bytes))
         self.unacked_bytes += size_bytes
-        if self.phase is Phase.STREAMING and self.link is not None:
+        if self.phase is _STREAMING and self.link is not None:
             out.append(_new(Send, (self.link, (batch,))))
 
     def on_ack(self, applied: Position, durable: Position, now: float) -> None:
@@ -144,12 +148,11 @@ class Leg:
             self.applied = applied
             unacked = self.unacked
             while unacked:
-                _, first, _, ops = unacked[0]
+                (_, first, _, ops), size_bytes = unacked[0]
                 if first + len(ops) - 1 > applied:
                     break
                 unacked.popleft()
-                for _, _, _, data in ops:
-                    self.unacked_bytes -= len(data)
+                self.unacked_bytes -= size_bytes
             self.progress_at = now
             if self.job is not None:
                 self.job.on_applied(applied)
@@ -169,7 +172,7 @@ class Leg:
         assert self.link is not None
         if self.unacked:
             self.progress_at = now
-            out.append(Send(self.link, tuple(self.unacked)))
+            out.append(Send(self.link, tuple(batch for batch, _ in self.unacked)))
 
     def restart_at(self, before: Position) -> None:
         """Begin a stream whose next sequence is `before` + 1.
@@ -208,7 +211,9 @@ class Leg:
         What was sent under the old epoch arrives before the change and counts; what a resume sends
         again must carry the new one.
         """
-        self.unacked = deque(Batch(change.epoch, b.first, b.commit, b.ops) for b in self.unacked)
+        self.unacked = deque(
+            (Batch(change.epoch, b.first, b.commit, b.ops), size) for b, size in self.unacked
+        )
         if self.phase in {Phase.READY, Phase.STREAMING} and self.link is not None:
             out.append(Send(self.link, (change,)))
 
@@ -238,7 +243,7 @@ class Leg:
         if self.job is None or not self.job.counted:
             return None
         missed = self.job.dirty.copy()
-        for batch in self.unacked:
+        for batch, _ in self.unacked:
             mark_extents(missed, [(op.offset, op.length) for op in batch.ops], size_bytes)
         return missed
 
