@@ -25,7 +25,7 @@ def due_in(group: Group) -> float:
     """Return after how many seconds the primary wants to look again."""
     assert group.member is not None
     clock = group.world.machines[group.primary_node].clock
-    return group.member.deadline - clock.instant(group.world.now).mono
+    return group.member.next_tick - clock.instant(group.world.now).mono
 
 
 def test_a_primary_at_rest_looks_as_seldom_as_a_silent_copy_allows() -> None:
@@ -35,7 +35,7 @@ def test_a_primary_at_rest_looks_as_seldom_as_a_silent_copy_allows() -> None:
         end = group.world.now + WATCHED_S
         while group.world.now < end:
             assert group.member is not None
-            looks.add(group.member.deadline)
+            looks.add(group.member.next_tick)
             group.run(0.1)
         assert len(looks) <= WATCHED_S / 1.4, f"{len(looks)} looks with {replicas} replicas"
 
@@ -74,6 +74,6 @@ def test_reads_do_not_end_it() -> None:
     group.until(lambda: due_in(group) > 2 * IDLE_TICK_S, "a rest")
     before = group.member
     assert before is not None
-    deadline = before.deadline
+    due_at = before.next_tick
     assert reader.read().errno == 0
-    assert before.deadline == deadline
+    assert before.next_tick == due_at

@@ -178,7 +178,8 @@ class Node:
 
     def _worker_of(self, node: NodeName, volume: VolumeId) -> int:
         known = self.directory.nodes.get(node)
-        return 0 if known is None else known.worker_of(volume)
+        # Asked for every answer that a primary gives; most nodes have no workers.
+        return 0 if known is None or not known.workers else known.worker_of(volume)
 
     # -- links -------------------------------------------------------------------------------------
 

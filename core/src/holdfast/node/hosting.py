@@ -37,7 +37,6 @@ from holdfast.node.data_directories import (
 from holdfast.node.directory import Directory
 from holdfast.node.eventlog import EventLog
 from holdfast.node.observing import Observing
-from holdfast.node.pending import PendingLink
 from holdfast.node.polling import Polling
 from holdfast.node.pump import Outlet, Pump, PumpLink
 from holdfast.node.witness import Witness
@@ -332,7 +331,7 @@ class Hosting:
             handler = PumpLink(pump, link_id)
             pump.feed(ev.AttachReceived(link_id, hello))
             return handler
-        pending = PendingLink()
+        pending = PumpLink()
         self._spawn(self._make_for(link, hello, pending))
         return pending
 
@@ -348,7 +347,7 @@ class Hosting:
         pump.feed(ev.SessionLinked(link_id, hello))
         return handler
 
-    async def _make_for(self, link: Link, hello: Attach, pending: PendingLink) -> None:
+    async def _make_for(self, link: Link, hello: Attach, pending: PumpLink) -> None:
         """Make the copy that a primary asks for, if the record names it."""
         refusal = ""
         async with self._lock(hello.volume):
@@ -364,7 +363,7 @@ class Hosting:
             return
         link_id = pump.accept(link)
         pump.feed(ev.AttachReceived(link_id, hello))
-        pending.become(PumpLink(pump, link_id))
+        pending.become(pump, link_id)
 
     async def _make_replica(self, hello: Attach, older: Pump | None) -> str:
         """Make the copy `hello.target`; return why not, or an empty string."""

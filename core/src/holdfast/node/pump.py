@@ -100,18 +100,36 @@ class PumpHost(Protocol):
 
 
 class PumpLink:
-    """The handler of one transport link of a pump: turns callbacks into events."""
+    """The handler of one transport link of a pump: turns callbacks into events.
 
-    __slots__ = ("_id", "_pump")
+    While the copy is still being made there is no pump: what arrives meanwhile is kept.
+    """
 
-    def __init__(self, pump: Pump, link: LinkId) -> None:
-        """Report what happens on `link` to `pump`."""
+    __slots__ = ("_early", "_id", "_lost", "_pump")
+
+    def __init__(self, pump: Pump | None = None, link: LinkId = 0) -> None:
+        """Report what happens on `link` to `pump`, or keep it for `become`."""
         self._pump = pump
         self._id = link
+        self._early: list[Message] = []
+        self._lost: HoldfastError | None = None
+
+    def become(self, pump: Pump, link: LinkId) -> None:
+        """Report to the pump that is there now, all that has happened first."""
+        self._pump = pump
+        self._id = link
+        if self._early:
+            self.on_messages(tuple(self._early))
+            self._early.clear()
+        if self._lost is not None:
+            self.on_lost(self._lost)
 
     def on_messages(self, messages: Sequence[Message]) -> None:
         """Take what has arrived."""
         pump = self._pump
+        if pump is None:
+            self._early.extend(messages)
+            return
         polling = pump.host.polling
         polling.heard()
         pump.feed(_new(ev.Received, (self._id, messages)))
@@ -120,7 +138,10 @@ class PumpLink:
 
     def on_lost(self, error: HoldfastError) -> None:
         """The link is gone."""
-        self._pump.lost(self._id, error.message)
+        if self._pump is None:
+            self._lost = error
+        else:
+            self._pump.lost(self._id, error.message)
 
 
 class Pump:
@@ -152,7 +173,6 @@ class Pump:
         self._closed = False
         self._disk = DiskWork(store, threads, self.feed, self._reply, self._fail)
         self._carry: dict[type[Any], Callable[[Any], None]] = {
-            ev.Send: self._send,
             ev.ApplyOps: self._disk.apply,
             ev.SendReplies: self._reply,
             ev.ServeReads: self._disk.serve_reads,
@@ -192,21 +212,25 @@ class Pump:
                 inbox.append(event)
             return
         self._stepping = True
-        carry = self._carry
+        carry, links = self._carry, self._links
         member = self.member
+        inbox.append(event)
         try:
-            for effect in member.step(event, _new(Instant, (_monotonic(), _wall()))):
-                carry[type(effect)](effect)
             while inbox:
                 now = _new(Instant, (_monotonic(), _wall()))
                 for effect in member.step(inbox.popleft(), now):
-                    carry[type(effect)](effect)
+                    if type(effect) is ev.Send:  # The most frequent one.
+                        link = links.get(effect.link)
+                        if link is not None:
+                            link.send(effect.messages)
+                    else:
+                        carry[type(effect)](effect)
         except Exception as error:  # noqa: BLE001 - whatever it is, the copy is the one to end.
             self._stepping = False
             self._break(error)
         finally:
             self._stepping = False
-        if member.deadline < self._timer_at or self._timer is None:
+        if member.next_tick < self._timer_at or self._timer is None:
             self._set_timer()
         if member.ctx.peers.changed:
             self.host.heard(self)
@@ -260,7 +284,7 @@ class Pump:
             self._timer.cancel()
         if self._closed:
             return
-        self._timer_at = self.member.deadline
+        self._timer_at = self.member.next_tick
         delay = max(0.0, self._timer_at - time.monotonic())
         self._timer = self._loop.call_later(delay, self._on_timer)
 
@@ -271,11 +295,6 @@ class Pump:
         self.host.looked(self)
 
     # -- links ------------------------------------------------------------------------------------
-
-    def _send(self, effect: ev.Send) -> None:
-        link = self._links.get(effect.link)
-        if link is not None:
-            link.send(effect.messages)
 
     def _reply(self, effect: ev.SendReplies) -> None:
         link = self._links.get(effect.link)

@@ -29,6 +29,7 @@ from holdfast.sync.consumer import ConsumerSession, SessionPhase
 from holdfast.units import NodeName, VolumeId
 
 _new = tuple.__new__  # Half the cost of calling the named tuple.
+_CLOSED = SessionPhase.CLOSED  # Looked up in its enum it costs more than a call, on the hot path.
 OPEN_PATIENCE_S = 30.0
 """How long opening a session may take: a failover with a full reconcile fits in."""
 CLOSE_PATIENCE_S = 5.0
@@ -201,17 +202,17 @@ class NodeSession:
         """Send requests; never blocks."""
         polling = self._host.polling
         polling.heard()
-        self._take(requests)
+        if type(self._link) is _LocalLink or self._machine.phase is _CLOSED:
+            self._submit(requests)  # The primary is in this process, or there is none any more.
+        else:
+            self._divide(requests)
         polling.wait(awaiting=bool(self._machine.unanswered))
 
-    def _take(self, requests: Sequence[Request]) -> None:
-        machine = self._machine
-        if machine.phase is SessionPhase.CLOSED:
-            self._handler.on_replies(machine.refuse(requests))
-            return
+    def _divide(self, requests: Sequence[Request]) -> None:
+        """Read from the copy on this node what may be; send the other requests to the primary."""
         reader = self._local_reader()
         if reader is not None:
-            here, requests = machine.readable_here(requests)
+            here, requests = self._machine.readable_here(requests)
             if here:
                 reader.read(here)
         if requests:
@@ -220,7 +221,7 @@ class NodeSession:
     def _submit(self, requests: Sequence[Request]) -> None:
         """Send requests to the primary."""
         machine = self._machine
-        if machine.phase is SessionPhase.CLOSED:
+        if machine.phase is _CLOSED:
             self._handler.on_replies(machine.refuse(requests))
             return
         now = 0.0 if machine.deadline_s is None else time.monotonic()

@@ -39,6 +39,8 @@ _Read = (
     | ev.RunsRead
     | ev.MapDone
 )
+_STOPPED, _REMOVED, _STREAMING = Role.STOPPED, Role.REMOVED, Phase.STREAMING
+"""Looked up in its enum, a member costs more than a call, on the hot path."""
 _READING = frozenset({RequestKind.READ, RequestKind.EXTENTS, RequestKind.FLUSH})
 
 
@@ -46,7 +48,8 @@ _READING = frozenset({RequestKind.READ, RequestKind.EXTENTS, RequestKind.FLUSH})
 class GroupMember(Roles):
     """The state machine of one copy on one node."""
 
-    _next_tick: float = 0.0
+    next_tick: float = 0.0
+    """The monotonic time at which to step with `Tick` though nothing else has happened."""
 
     # -- the step ---------------------------------------------------------------------------------
 
@@ -54,7 +57,7 @@ class GroupMember(Roles):
         """Take one event and return what is to be done, in order."""
         out: list[Effect] = []
         role = self.role
-        if role is Role.STOPPED or role is Role.REMOVED:
+        if role is _STOPPED or role is _REMOVED:
             return out
         # Not a `match`: on the hot path its class patterns cost as much as the work behind them.
         if type(event) is ev.Received:
@@ -107,7 +110,7 @@ class GroupMember(Roles):
         leg = self.keeper.leg_of(event.link)
         if leg is not None:
             for message in event.messages:
-                if leg.job is None and type(message) is Ack and leg.phase is Phase.STREAMING:
+                if leg.job is None and type(message) is Ack and leg.phase is _STREAMING:
                     _, applied, durable = message
                     leg.on_ack(applied, durable, now.mono)
                 else:
@@ -130,8 +133,8 @@ class GroupMember(Roles):
                 out.append(ev.SendReplies(link, [Reply(r.id, errno.EPERM) for r in denied]))
                 requests = [r for r in requests if r.kind in _READING]
         self.primary.on_requests(link, requests, now, out)
-        if self._next_tick > now.mono + IDLE_TICK_S and not self.primary.idle:
-            self._next_tick = now.mono + BUSY_TICK_S
+        if self.next_tick > now.mono + IDLE_TICK_S and not self.primary.idle:
+            self.next_tick = now.mono + BUSY_TICK_S
 
     def _on_progress(self, now: Instant, out: list[Effect]) -> None:
         if self.primary is not None:
@@ -244,7 +247,7 @@ class GroupMember(Roles):
         if self.role in {Role.REMOVED, Role.STOPPED, Role.FAILED}:
             if self.role is Role.FAILED and self.departure.stopping:
                 self.departure.rest(out)
-            self._next_tick = now.mono + IDLE_TICK_S
+            self.next_tick = now.mono + IDLE_TICK_S
             return
         if self.primary is not None:
             self._settle_primary(now, out)
@@ -252,7 +255,7 @@ class GroupMember(Roles):
             self._settle_replica(now, out)
         if self.role in {Role.REPLICA, Role.PRIMARY}:
             self.ctx.tidy_intent(now, out)
-        self._next_tick = now.mono + self._tick_after(now)
+        self.next_tick = now.mono + self._tick_after(now)
 
     def _settle_primary(self, now: Instant, out: list[Effect]) -> None:
         primary, keeper, healing = self.primary, self.keeper, self.healing
@@ -350,11 +353,6 @@ class GroupMember(Roles):
     def waits_for_store(self) -> bool:
         """Whether a change of the record was asked for and the store has not answered."""
         return self.asking.is_unsure
-
-    @property
-    def deadline(self) -> float:
-        """The monotonic time at which to step with `Tick` though nothing else has happened."""
-        return self._next_tick
 
     def _tick_after(self, now: Instant) -> float:
         if self.departure.under_way or self.role is Role.CANDIDATE:

@@ -160,7 +160,7 @@ class Peers:
 
     def valid_until(self, node: NodeName, volume: VolumeId) -> float:
         """Return until when `node` has promised not to take over `volume`; -inf: no promise."""
-        peer = self._outgoing.get(self._seat(node, volume))
+        peer = self._outgoing.get((node, self.worker_of(node, volume)))
         if peer is None:
             return NEVER
         lease = peer.leases.get(volume)

@@ -45,6 +45,8 @@ _READS = frozenset({int(RequestKind.READ), int(RequestKind.EXTENTS)})
 _FUA, _NO_HOLE = int(RequestFlag.FUA), int(RequestFlag.NO_HOLE)
 _OP_WRITE, _OP_FLUSH = int(OpKind.WRITE), int(OpKind.FLUSH)
 _OP_DISCARD, _OP_ZERO = int(OpKind.DISCARD), int(OpKind.ZERO)
+_READ_WRITE, _IN_SYNC, _STREAMING = Access.READ_WRITE, CopyState.IN_SYNC, Phase.STREAMING
+"""Looked up in its enum, a member costs more than a call, on the hot path."""
 _new = tuple.__new__  # Half the cost of calling the named tuple.
 _OP_FLUSH_ENTRY = Op(_OP_FLUSH, 0, 0)
 _FOR_EVER = float("inf")
@@ -116,7 +118,7 @@ class PrimaryRole:
                 writes.append(request)
         if writes is not None:
             held = self.holds or self._held or self.stopped or self._crowded
-            if held or self.ctx.record.access is not Access.READ_WRITE:
+            if held or self.ctx.record.access is not _READ_WRITE:
                 self._hold_or_refuse(link, writes, now, out)
             else:
                 self._write(link, writes, now, out)
@@ -200,9 +202,9 @@ class PrimaryRole:
         commit = self.told_commit = self.commit
         batch = _new(Batch, (ctx.superblock.epoch, first, commit, ops))
         for leg in self.legs.values():
-            if leg.job is None and leg.phase is Phase.STREAMING:
+            if leg.job is None and leg.phase is _STREAMING:
                 leg.push(batch, size_bytes, mono, out)
-            elif leg.phase is Phase.STREAMING or leg.in_sync or leg.counted_on:
+            elif leg.phase is _STREAMING or leg.in_sync or leg.counted_on:
                 leg.stream(batch, size_bytes, mono, out)
         if ctx.absent:
             ctx.mark_absent(ops)
@@ -367,7 +369,7 @@ class PrimaryRole:
         until = _FOR_EVER
         volume, valid_until = self.ctx.record.volume, self.ctx.peers.valid_until
         for leg in self._required:
-            if leg.state is CopyState.IN_SYNC or leg.counted_on:
+            if leg.state is _IN_SYNC or leg.counted_on:
                 valid = valid_until(leg.node, volume)
                 if valid < until:
                     until = valid

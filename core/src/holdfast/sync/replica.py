@@ -118,11 +118,23 @@ class ReplicaRole:
 
     def on_messages(self, messages: Sequence[Message], now: Instant, out: list[Effect]) -> None:
         """Take messages of the stream, in order."""
+        ctx, disk = self.ctx, self.ctx.disk
         for message in messages:
-            if type(message) is Batch and message.epoch == self.ctx.superblock.epoch:
-                self._on_batch(message, now, out)
-            elif not self._on_rare(cast("StreamMessage", message), now, out):
-                return
+            if type(message) is not Batch or message.epoch != ctx.superblock.epoch:
+                if not self._on_rare(cast("StreamMessage", message), now, out):
+                    return
+                continue
+            _, first, commit, ops = message
+            if first <= self.received:
+                ops = ops[self.received + 1 - first :]
+                first = Position(self.received + 1)
+            if ops:
+                if ctx.absent:
+                    ctx.mark_absent(ops)
+                disk.submit(first, ops, now.mono, out)
+                self.received = disk.submitted
+            if commit > disk.commit:
+                disk.advance_commit(min(self.received, commit))
 
     def _on_rare(self, message: StreamMessage, now: Instant, out: list[Effect]) -> bool:
         """Take anything but a batch of the present epoch; whether the stream goes on behind it."""
@@ -291,23 +303,6 @@ class ReplicaRole:
             self.on_joined(out)
         ctx.raise_epoch(epoch, state, out)
         ctx.peers.follow(record.volume, epoch, record.primary_member.node)
-
-    def _on_batch(self, batch: Batch, now: Instant, out: list[Effect]) -> None:
-        ctx = self.ctx
-        disk = ctx.disk
-        _, first, commit, ops = batch
-        if ops:
-            if first <= self.received:
-                ops = ops[self.received + 1 - first :]
-                first = Position(self.received + 1)
-            if ops:
-                if ctx.absent:
-                    ctx.mark_absent(ops)
-                disk.submit(first, ops, now.mono, out)
-                self.received = disk.submitted
-        if commit > disk.commit:
-            received = self.received
-            disk.advance_commit(min(received, commit))
 
     def _on_begin_sync(self, message: BeginSync, out: list[Effect]) -> None:
         """Mark this copy as syncing before the first byte of the sync is applied (R8)."""

@@ -32,7 +32,7 @@ LEFT_OUT = frozenset(
     {
         "_last_token",
         "_last_link",
-        "_next_tick",
+        "next_tick",
         "policy_of",
         "hash_of",
         "worker_of",

@@ -90,7 +90,7 @@ class Pump:
             self._stepping = False
         if self.closed:
             return
-        at = process.clock.when(member.deadline)
+        at = process.clock.when(member.next_tick)
         if at < self.tick_at:
             self.tick_at = at
             world.at(max(at, world.now), self._on_timer, at)
@@ -106,7 +106,7 @@ class Pump:
         if self.closed:
             return
         now = self.process.world.now
-        at = self.process.clock.when(self.member.deadline)
+        at = self.process.clock.when(self.member.next_tick)
         if at > now + 1e-6:
             self.tick_at = at
             self.process.world.at(at, self._on_timer, at)
