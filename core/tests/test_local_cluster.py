@@ -31,6 +31,17 @@ def test_a_cluster_is_made_once_and_found_again(tmp_path: Path) -> None:
     assert len(chosen) == 6
 
 
+def test_wrong_settings_for_all_nodes_leave_the_cluster_as_it_was(tmp_path: Path) -> None:
+    made = LocalCluster.create(tmp_path / "c", count=1)
+    before = made.node("n1").config.read_text(encoding="utf-8")
+    extra = tmp_path / "extra.toml"
+    extra.write_text("[timing]\nlease_s = 6\nhartbeat_s = 1\n")
+    with pytest.raises(ConfigError, match=r"extra.toml:3: timing.hartbeat_s is not .*heartbeat_s"):
+        LocalCluster.create(tmp_path / "c", count=2, extra=extra)
+    assert LocalCluster.open(tmp_path / "c").names == ("n1",)
+    assert made.node("n1").config.read_text(encoding="utf-8") == before
+
+
 def test_the_default_is_four_nodes(tmp_path: Path) -> None:
     assert LocalCluster.create(tmp_path).names == ("n1", "n2", "n3", "n4")
 

@@ -193,6 +193,24 @@ def config_from_text(
     return _Reader(content, Where(source, lines=lines, folder=folder), load).read()
 
 
+def check_settings(
+    content: Mapping[str, Any], path: str | Path, *, load: LoadDriver = registry.load
+) -> None:
+    """Raise what `load_config` would, before any file has this content.
+
+    Args:
+        content: All settings of a node.
+        path: The TOML file that an operator wrote some of them in; errors name its lines.
+        load: How drivers are found.
+
+    Raises:
+        ConfigError: As `load_config`.
+        DriverError: As `load_config`.
+    """
+    file, text = _read(path)
+    _Reader(content, Where(str(file), lines=parse(text, str(file))[1]), load).read()
+
+
 def provenance(config: Config) -> list[Setting]:
     """Return every value in force, with where it came from; secrets are hidden."""
     return [

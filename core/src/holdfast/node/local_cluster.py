@@ -163,7 +163,8 @@ class LocalCluster:
 
         Raises:
             UsageError: `count` is impossible or less than there are nodes; the folder is not ours.
-            ConfigError: `extra` cannot be read, or sets what belongs to one node.
+            ConfigError: `extra` cannot be read, is wrong, or sets what belongs to one node; nothing
+                is changed.
         """
         if count is not None and not 1 <= count <= NODES_MAX:
             raise UsageError(f"A local cluster has 1 to {NODES_MAX} nodes, not {count}.")
@@ -172,6 +173,8 @@ class LocalCluster:
             directory.mkdir(parents=True, exist_ok=True)
             cluster = _existing(directory) or cls._new(directory)
             cluster = cluster._grown(count or len(cluster.names) or NODES_DEFAULT)  # noqa: SLF001
+            if extra is not None:
+                cluster._check(shared, extra)  # noqa: SLF001
             cluster._save()  # noqa: SLF001
             cluster._write_nodes(shared, rewrite=extra is not None)  # noqa: SLF001
         except OSError as error:
@@ -281,6 +284,14 @@ class LocalCluster:
                 + toml_text(merged(shared, own))
             )
             write_atomically(node.config, text)
+
+    def _check(self, shared: Settings, path: Path) -> None:
+        """Raise what is wrong with the settings in `path`, before every node has them."""
+        # Here, for it is slow to import and seldom needed.
+        from holdfast.kernel.config import check_settings  # noqa: PLC0415
+
+        own = self._settings(self.nodes[0], TRANSPORT_PORT_BASE, NBD_PORT_BASE)
+        check_settings(merged(shared, own), path)
 
     def _settings(self, node: LocalNode, transport_port: int, nbd_port: int) -> Settings:
         """Return what the node cannot share with another."""
