@@ -104,6 +104,12 @@ def unharmed(shared: RunningCluster) -> Iterator[RunningCluster]:
         (["volume", "url", "kept", "--node", "n9"], 5, "n9"),
         (["volume", "import", "kept", "/nonexistent"], 5, "/nonexistent"),
         (["volume", "import", "kept", "/"], 2, "Is a directory"),
+        (["volume", "import", __file__, "kept"], 2, f"holdfast volume import kept {__file__}"),
+        (["volume", "show", "a/b"], 5, "no volume 'a/b'"),
+        (["volume", "remove", "kept"], 2, "Perhaps `holdfast volume delete`?"),
+        (["volume", "set", "kept", "--size", "1GiB"], 2, "Perhaps `holdfast volume resize`?"),
+        (["volume", "zero", "kept", "--offset", "0", "--length", "0"], 2, "one or more"),
+        (["node", "undrain", "n1"], 2, "Perhaps `holdfast node uncordon`?"),
         # The kernel says that it has a page, and ends after a few bytes.
         (["volume", "import", "kept", "/sys/class/net/lo/mtu"], 7, "Volume kept may hold only"),
         (["volume", "export", "kept", "/nonexistent/file"], 5, "/nonexistent/file cannot"),
@@ -137,6 +143,14 @@ def test_a_file_that_is_larger_than_the_volume_is_not_imported(
     with image.open("wb") as file:
         file.truncate(17 * MIB)
     sentence(shared.run("volume", "import", "kept", str(image)), code=6, says="--size 17MiB")
+
+
+def test_a_copy_that_only_its_own_node_can_have_anew_is_taken_out(unharmed: RunningCluster) -> None:
+    status = unharmed.ask("volume", "show", "kept")
+    node = next(copy["node"] for copy in status["copies"] if copy["role"] == "replica")
+    told = unharmed.do("volume", "evict", "kept", node)
+    # The new one may be there already when the answer is given, or a moment later.
+    assert re.search(r"has no copy on n\d any more|is taken out, and a new one is made", told), told
 
 
 def test_nothing_is_imported_under_another_client(unharmed: RunningCluster, tmp_path: Path) -> None:

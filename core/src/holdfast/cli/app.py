@@ -48,6 +48,21 @@ EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
 """As shells report SIGPIPE."""
 
+_MEANT = {
+    **dict.fromkeys(("remove", "rm", "destroy", "del"), "delete"),
+    **dict.fromkeys(("info", "inspect", "describe", "get", "status"), "show"),
+    **dict.fromkeys(("new", "make", "add"), "create"),
+    **dict.fromkeys(("grow", "extend", "expand"), "resize"),
+    **dict.fromkeys(("update", "edit", "modify", "change"), "set"),
+    **dict.fromkeys(("mount", "map"), "attach"),
+    **dict.fromkeys(("unmount", "umount", "unmap"), "detach"),
+    **dict.fromkeys(("load", "restore"), "import"),
+    **dict.fromkeys(("dump", "backup"), "export"),
+    **dict.fromkeys(("log", "logs", "history"), "events"),
+    "undrain": "uncordon",
+    "validate": "check",
+}
+"""What other tools call a command of ours; it is named where there is one of that name."""
 _HERE_AND_THERE = "--json, --dir and --control may stand before or after the command."
 
 app = typer.Typer(
@@ -133,6 +148,8 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE
     except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):
+            return EXIT_PIPE  # rich noticed it first.
         return error.code if isinstance(error.code, int) else 1
     except OSError as error:
         if error.errno not in NOT_OUR_FAULT:
@@ -218,8 +235,16 @@ def _slip(error: _Slip, words: Sequence[str], *, as_json: bool) -> int:
         sentence += "."
     hint = f"`{path} -h` shows how."
     wanted = sentence.removeprefix("No such command '").partition("'")[0]
-    if wanted != sentence and (found := _paths_of(wanted, root)):
-        hint = f"Perhaps {' or '.join(f'`holdfast {each}`' for each in found)}?"
+    if wanted != sentence:
+        meant = _MEANT.get(wanted)
+        if found := _paths_of(wanted, root):
+            hint = f"Perhaps {' or '.join(f'`holdfast {each}`' for each in found)}?"
+        elif meant is not None and meant in getattr(error.ctx.command, "commands", ()):
+            # What is spelled alike may be something else: `remove` is not `move`.
+            sentence = f"No such command '{wanted}'."
+            hint = f"Perhaps `{path} {meant}`?"
+    elif path == "holdfast volume set" and "--size" in sentence:
+        hint = "Perhaps `holdfast volume resize`?"
     return _fail(UsageError(sentence, hint=hint), as_json=as_json)
 
 

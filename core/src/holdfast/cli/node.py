@@ -129,7 +129,9 @@ def label(
     context = here(ctx)
     removed = [word for word in changes or [] if word.endswith("-") and "=" not in word]
     wanted: dict[str, str | None] = dict.fromkeys((word[:-1] for word in removed), None)
-    for key, value in pairs([w for w in changes or [] if w not in removed], "label").items():
+    for key, value in pairs(
+        [w for w in changes or [] if w not in removed], f"node label {name}"
+    ).items():
         if key in wanted:
             raise UsageError(f"Label {key!r} is both set and removed.", hint="Say one of them.")
         wanted[key] = value

@@ -110,11 +110,22 @@ def evict(
     """Take a node's copy out of a volume for good; a replacement is made elsewhere."""
     node = _said("NODE", node, "--node", node_option)
     context = here(ctx)
-    status = context.client().evict(name, node)
-    if any(copy["node"] == node for copy in status["copies"]):
+    client = context.client()
+    before = _copies_on(node, client.volume(name))
+    status = client.evict(name, node)
+    after = _copies_on(node, status)
+    if not after:
+        _told(context, status, f"Volume {name} has no copy on {node} any more.")
+    elif after == before:
         _told(context, status, f"The copy of volume {name} on {node} goes once another is in sync.")
-        return
-    _told(context, status, f"Volume {name} has no copy on {node} any more.")
+    else:
+        told = "is taken out, and a new one is made there: no other node can take it."
+        _told(context, status, f"The copy of volume {name} on {node} {told}")
+
+
+def _copies_on(node: str, status: Json) -> list[str | None]:
+    """Return the ids of a volume's copies on a node; None for one without."""
+    return [copy.get("copy") for copy in status["copies"] if copy["node"] == node]
 
 
 def resize(

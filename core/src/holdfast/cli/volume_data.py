@@ -66,6 +66,11 @@ def import_file(
     from holdfast.cli.addressing import nbd_uri
 
     context = here(ctx)
+    if not file.exists() and Path(name).is_file():
+        raise UsageError(
+            f"{name} is a file, and {file} is none.",
+            hint=f"The volume's name comes first: holdfast volume import {file} {name}",
+        )
     client = context.client()
     if not force:
         _refuse_in_use(context, client, name)
@@ -201,9 +206,9 @@ def zero(
     context = here(ctx)
     first, count = size_in(offset), size_in(length)
     with NbdClient(nbd_uri(context.client(), name, node)) as volume:
-        if first % SECTOR_BYTES or count % SECTOR_BYTES:
+        if first % SECTOR_BYTES or count % SECTOR_BYTES or not count:
             raise UsageError(
-                f"--offset {offset} and --length {length} are not both whole sectors.",
+                f"--offset {offset} and --length {length} are not whole sectors, one or more.",
                 hint=f"Give multiples of {SECTOR_BYTES} bytes.",
             )
         if first + count > volume.size_bytes:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
 
-from holdfast.errors import HoldfastError, UnavailableError, UsageError
+from holdfast.errors import HoldfastError, NotFoundError, UnavailableError, UsageError
 from holdfast.node.control_errors import from_json
 
 Json = dict[str, Any]
@@ -247,6 +247,11 @@ class ControlClient:
 
 
 def _path(name: str) -> str:
+    if not name or "/" in name:
+        # No volume can be called that, and the API would take it for another path.
+        raise NotFoundError(
+            f"There is no volume {name!r}.", hint="`holdfast volume list` shows all."
+        )
     return f"/v1/volumes/{quote(name, safe='')}"
 
 

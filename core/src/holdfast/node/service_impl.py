@@ -258,12 +258,13 @@ class Service:
                 hint=f"First `holdfast volume promote {name} NODE` with another node.",
             )
         pump.feed(ev.Evict(node))
-        await self._until(
-            lambda: (
-                (r := self._node.consumer.group(spec.id)) is not None and r.on_node(node) is None
-            ),
-            f"the copy on {node} is taken out",
-        )
+
+        def is_out() -> bool:
+            # The same node may have a new one at once, where no other can take it.
+            now = self._node.consumer.group(spec.id)
+            return now is not None and all(each.copy != member.copy for each in now.members)
+
+        await self._until(is_out, f"the copy on {node} is taken out")
         return await self._status(spec)
 
     async def move(self, name: str, source: NodeName, target: NodeName) -> Json:
