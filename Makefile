@@ -42,6 +42,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PROJECTS := pyproject.toml core/pyproject.toml $(wildcard plugins/*/pyproject.toml)
 SOURCES := $(shell find core/src plugins/*/src -name '*.py')
+# What pip compiles; an editable installation has to be made anew when it changes.
+COMPILED := core/hatch_build.py core/src/holdfast/_loops.c
 
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
@@ -53,11 +55,11 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV)
 
 # What a user installs. A developer's environment has it already, editable.
-$(VENV)/.installed: $(PROJECTS) $(SOURCES) | $(BIN)/python
+$(VENV)/.installed: $(PROJECTS) $(SOURCES) $(COMPILED) | $(BIN)/python
 	@if [ ! -e $(VENV)/.developer ]; then echo "Installing Holdfast into $(VENV)"; $(PIP) install .; fi
 	@touch $@
 
-$(VENV)/.developer: tests/requirements.txt $(PROJECTS) | $(BIN)/python
+$(VENV)/.developer: tests/requirements.txt $(PROJECTS) $(COMPILED) | $(BIN)/python
 	@echo "Installing Holdfast, editable, and the developers' tools into $(VENV)"
 	@$(PIP) install -r tests/requirements.txt
 	@$(PIP) check
@@ -69,7 +71,8 @@ demo: $(VENV)/.installed
 tools:
 	@tests/install-tools
 
-setup: $(VENV)/.developer tools
+# The tools first: a C compiler is among them, and pip finds it.
+setup: tools $(VENV)/.developer
 
 # Apart, so that --keep-going tells all that is wrong and not only the first of it.
 lint: lint-rules lint-format lint-types lint-words

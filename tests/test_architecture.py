@@ -18,14 +18,16 @@ CORE = ROOT / "core/src/holdfast"
 MEMBERS = [ROOT / "core", *sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))]
 
 VALUES = {"units", "errors", "model", "messages"}
-INWARD = VALUES | {"interfaces", "sync"}
+INWARD = VALUES | {"compiled", "interfaces", "sync"}
 ROOMS = {
     "units": set(),
     "errors": set(),
     "model": {"units", "errors"},
     "messages": {"units", "errors", "model"},
+    "compiled": set(),
+    "op_table": {"compiled", "messages"},
     "interfaces": VALUES,
-    "sync": VALUES | {"interfaces"},
+    "sync": VALUES | {"compiled", "interfaces"},
     "kernel": INWARD,
     "local": INWARD | {"cold"},
     "testing": INWARD,

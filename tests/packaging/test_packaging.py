@@ -11,13 +11,16 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import venv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
+from tests.conftest import lacking
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -38,14 +41,14 @@ class Environment:
 
     folder: Path
 
-    def pip(self, *arguments: str | Path) -> None:
+    def pip(self, *arguments: str | Path, **variables: str) -> None:
         command = [sys.executable, "-m", "pip", "--python", str(self.folder), *map(str, arguments)]
-        done = self._run(command)
+        done = self._run(command, **variables)
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def install(self, *projects: Path) -> None:
+    def install(self, *projects: Path, **variables: str) -> None:
         # What is imported is compiled when it is; most of it never is.
-        self.pip("install", "--quiet", "--no-compile", *projects)
+        self.pip("install", "--quiet", "--no-compile", *projects, **variables)
 
     def python(self, program: str) -> str:
         # -I: neither the current folder nor PYTHONPATH may lend a module.
@@ -60,10 +63,15 @@ class Environment:
         """Return distribution, version, status and reason by kind and name."""
         return {(kind, name): rest for kind, name, *rest in json.loads(self.python(LIST))}
 
-    def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+    def _run(self, command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
         return subprocess.run(
-            command, cwd=self.folder, env=clean, capture_output=True, text=True, check=False
+            command,
+            cwd=self.folder,
+            env=clean | variables,
+            capture_output=True,
+            text=True,
+            check=False,
         )
 
 
@@ -97,9 +105,9 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """What `pip install ./core` gives."""
+    """What `pip install ./core` gives where there is no C compiler."""
     environment = made(tmp_path_factory.mktemp("bare"))
-    environment.install(ROOT / "core")
+    environment.install(ROOT / "core", CC="false")
     return environment
 
 
@@ -118,6 +126,21 @@ def test_installing_the_root_installs_every_driver_of_this_tree(everything: Envi
     owners = {(rest[0], rest[1]) for rest in drivers.values()}
     assert owners <= {(project(m)["name"], project(m)["version"]) for m in MEMBERS}
     everything.pip("check")
+
+
+def test_loops_are_compiled_where_there_is_a_compiler(
+    everything: Environment, bare: Environment, tool: Callable[[str], str]
+) -> None:
+    tool("gcc")
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        lacking("Python's headers are not installed.")
+    program = "from holdfast import compiled; print(compiled.IN_USE)"
+    assert everything.python(program).strip() == "True"
+    assert bare.python(program).strip() == "False"
+    for environment, state in ((everything, "ok"), (bare, "missing")):
+        done = environment.command("doctor", "--json")
+        found = {each["what"]: each for each in json.loads(done.stdout)["findings"]}
+        assert found["compiled loops"]["state"] == state
 
 
 def test_the_root_distribution_has_no_module_of_its_own(everything: Environment) -> None:

@@ -14,6 +14,7 @@ from plugins.transport_tcp.tests.tcp_wire import Wire, decoded, encoded, forged
 
 from holdfast import messages as m
 from holdfast.errors import LocalProtocolError, RemoteProtocolError
+from holdfast.op_table import OP_ENTRY
 from holdfast.testing.checks._transport_bench import settled_form
 from holdfast.testing.checks.transport import EXAMPLES
 from holdfast.units import KIB, MIB, Epoch, Sequence
@@ -24,7 +25,6 @@ from holdfast_transport_tcp.layout import (
     FRAME_BYTES_MAX,
     HEADER,
     ITEMS_MAX,
-    OP_ENTRY,
     REPLY_ENTRY,
     FrameType,
 )

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 from holdfast.errors import CopyError, FaultReason
@@ -40,6 +41,7 @@ STALL_S = 1.0
 """A disk that has answered nothing for longer is stalled."""
 _EXTENTS = int(RequestKind.EXTENTS)
 _FLUSH = int(OpKind.FLUSH)
+_LENGTH = itemgetter(2)
 _new = tuple.__new__  # Half the cost of calling the named tuple.
 _monotonic = time.monotonic
 
@@ -146,8 +148,7 @@ class DiskWork:
         try:
             self._store.apply(ops)
             if self._flush_is_quick:
-                for op in ops:
-                    self._unflushed_bytes += op[2]
+                self._unflushed_bytes += sum(map(_LENGTH, ops))
                 if ops and ops[-1][0] == _FLUSH and self._unflushed_bytes <= FLUSH_FEW_BYTES:
                     # One acknowledgement for both, and one wake-up of whoever waits for it.
                     self._unflushed_bytes = 0

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 
 from attrs import define, field
 
+from holdfast.compiled import compiled
 from holdfast.messages import Op, OpKind
 from holdfast.sync.events import (
     ApplyOps,
@@ -34,6 +35,45 @@ _new = tuple.__new__  # Half the cost of calling the named tuple.
 CLEAR_AFTER_S = 5.0
 """A region keeps its mark this long after its last write: a hot region is marked once, and a copy
 that dies idle has next to nothing to compare."""
+
+
+@compiled
+def note_ops(
+    ops: Sequence[Op],
+    first: int,
+    now: float,
+    marked: set[int],
+    touched: dict[int, tuple[int, float]],
+) -> tuple[list[tuple[int, int, int]], list[int], bool]:
+    """Note operations `first`, `first` + 1, … and the regions that they touch.
+
+    Args:
+        ops: The operations, in order.
+        first: The sequence of the first of them.
+        now: Monotonic time in seconds.
+        marked: Regions with a durable mark.
+        touched: Gets, for each region that they touch, the last sequence that did, and `now`.
+
+    Returns:
+        (sequence, offset, length) of each operation that changes data; the sequences of flushes; and
+        whether a region among those touched is not marked.
+    """
+    window = []
+    flushes = []
+    unmarked = False
+    for sequence, (kind, offset, length, _) in enumerate(ops, first):
+        if kind == _FLUSH:
+            flushes.append(sequence)
+        elif length:
+            window.append((sequence, offset, length))
+            region = offset >> _REGION_SHIFT
+            last = (offset + length - 1) >> _REGION_SHIFT
+            while region <= last:
+                touched[region] = (sequence, now)
+                if region not in marked:
+                    unmarked = True
+                region += 1
+    return window, flushes, unmarked
 
 
 @define
@@ -65,25 +105,11 @@ class DiskQueue:
 
     def submit(self, first: Position, ops: Sequence[Op], now: float, out: list[Effect]) -> None:
         """Queue operations `first`, `first` + 1, …; starts whatever may start."""
-        marked = self.marked
-        window = self.window
-        touched = self._touched
-        unmarked = False
-        sequence: int = first
-        for kind, offset, length, _ in ops:
-            if kind == _FLUSH:
-                self._flush_at.append(sequence)
-            elif length:
-                window.append((sequence, offset, length))
-                region = offset >> _REGION_SHIFT
-                last = (offset + length - 1) >> _REGION_SHIFT
-                while region <= last:
-                    touched[region] = (sequence, now)
-                    if region not in marked:
-                        unmarked = True
-                    region += 1
-            sequence += 1
-        through = self.submitted = Position(sequence - 1)
+        window, flushes, unmarked = note_ops(ops, first, now, self.marked, self._touched)
+        self.window.extend(window)
+        if flushes:
+            self._flush_at.extend(flushes)
+        through = self.submitted = Position(first + len(ops) - 1)
         if unmarked or self._waiting or self.blocked:
             self._waiting.append((ops, through))
             self._advance(out)

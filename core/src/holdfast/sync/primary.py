@@ -35,6 +35,7 @@ from holdfast.sync.events import Effect, Instant, LateReads, LinkId, SendReplies
 from holdfast.sync.flush_habit import FlushHabit
 from holdfast.sync.leg import Leg, Phase, batch_bytes
 from holdfast.sync.pace import Pace
+from holdfast.sync.plain_writes import number_writes
 from holdfast.sync.refusing import ERRNOS, MISALIGNED, write_errno
 from holdfast.units import CHUNK_BYTES, REQUEST_BYTES_MAX, CopyId
 from holdfast.units import Sequence as Position
@@ -131,12 +132,12 @@ class PrimaryRole:
         ctx = self.ctx
         size = ctx.size_bytes
         first = self.next
-        sequence: int = first
-        ops: list[Op] = []
-        size_bytes = 0
-        flush_wanted: list[int] | None = None
+        ops, entries, size_bytes = number_writes(requests, first, link, size)
         pending = self._pending
-        for request_id, kind, flags, offset, length, data in requests:
+        pending.extend(entries)
+        sequence: int = first + len(ops)
+        flush_wanted: list[int] | None = None
+        for request_id, kind, flags, offset, length, data in requests[len(ops) :]:
             if kind == _FLUSH:
                 if flush_wanted is None:
                     flush_wanted = []

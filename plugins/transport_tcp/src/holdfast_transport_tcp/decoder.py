@@ -17,14 +17,13 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 from holdfast import messages as m
 from holdfast.errors import RemoteProtocolError
 from holdfast.messages import Payload
+from holdfast.op_table import OP_ENTRY, unpack_ops
 from holdfast.sockets import Counters
 from holdfast.units import Epoch
 from holdfast_transport_tcp.compression import Codec
 from holdfast_transport_tcp.encoder import (
-    CARRYING_OPS,
     CARRYING_REQUESTS,
     COLD,
-    OP_KINDS,
     REQUEST_KINDS,
 )
 from holdfast_transport_tcp.layout import (
@@ -35,7 +34,6 @@ from holdfast_transport_tcp.layout import (
     HEADER_CHECKED_BYTES,
     ITEMS_MAX,
     MAGIC,
-    OP_ENTRY,
     REPLY_ENTRY,
     REQUEST_ENTRY,
     VERSION,
@@ -137,7 +135,7 @@ class Decoder:
                 break
             table = start + _HEADER_BYTES
             start += needed
-            data: Payload = view[table + table_size : start]
+            data = view[table + table_size : start]
             if is_rare:
                 data = self._unpack(header, view[table : table + table_size], data)
             elif (xxh3_64_intdigest(view[table:start]) if payload else 0) != checksum:
@@ -182,7 +180,7 @@ class Decoder:
             if payload > limit:
                 raise RemoteProtocolError(f"A first frame of {payload} bytes; {limit} are allowed.")
 
-    def _unpack(self, header: tuple[Any, ...], table: Payload, data: Payload) -> Payload:
+    def _unpack(self, header: tuple[Any, ...], table: memoryview, data: memoryview) -> memoryview:
         """Return the data of a frame that is compressed or one of the first."""
         if self._limits:
             del self._limits[0]
@@ -190,12 +188,11 @@ class Decoder:
         if header[3]:
             assert self._codec is not None
             try:
-                data = self._codec.decompress(data, plain)
+                data = memoryview(self._codec.decompress(data, plain))
             except ValueError as error:
                 raise RemoteProtocolError(f"A frame cannot be unpacked: {error}.") from error
             if len(data) != plain:
                 raise RemoteProtocolError("A frame unpacks to another length than its header says.")
-            data = memoryview(data)
         found = 0
         if table or data:
             digest = xxh3_64(table)
@@ -241,23 +238,9 @@ def _ack(epoch: int, first: int, mark: int, count: int, _table: Payload, data: P
 
 
 def _batch(
-    epoch: int, first: int, mark: int, _count: int, table: Payload, data: Payload
+    epoch: int, first: int, mark: int, _count: int, table: memoryview, data: memoryview
 ) -> m.Batch:
-    ops = []
-    at = 0
-    op = m.Op
-    for kind, offset, length in OP_ENTRY.iter_unpack(table):
-        if kind in CARRYING_OPS:
-            end = at + length
-            ops.append(_new(op, (kind, offset, length, data[at:end])))
-            at = end
-        elif kind in OP_KINDS:
-            ops.append(_new(op, (kind, offset, length, b"")))
-        else:
-            raise ValueError(f"operation kind {kind}")
-    if at != len(data):
-        raise ValueError(f"operations of {at} bytes stand over {len(data)}")
-    return _new(m.Batch, (epoch, first, mark, ops))
+    return _new(m.Batch, (epoch, first, mark, unpack_ops(table, data)))
 
 
 def _requests(
@@ -326,7 +309,7 @@ def _read_answer(
     return m.ReadAnswer(Epoch(epoch), first, mark, data)
 
 
-_Hot = Callable[[int, int, int, int, Payload, Payload], Any]
+_Hot = Callable[[int, int, int, int, memoryview, memoryview], Any]
 _HOT: Final[dict[int, _Hot]] = {
     FrameType.BATCH.value: _batch,
     FrameType.ACK.value: _ack,

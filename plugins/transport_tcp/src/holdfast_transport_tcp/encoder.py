@@ -17,6 +17,7 @@ from holdfast import messages as m
 from holdfast.cold import ColdCodec
 from holdfast.errors import LocalProtocolError
 from holdfast.messages import Message, Payload
+from holdfast.op_table import OP_ENTRY, pack_ops
 from holdfast.sockets import Counters
 from holdfast.units import KIB, Sequence
 from holdfast_transport_tcp.compression import Squeezer
@@ -26,7 +27,6 @@ from holdfast_transport_tcp.layout import (
     HEADER,
     ITEMS_MAX,
     MAGIC,
-    OP_ENTRY,
     REPLY_ENTRY,
     REQUEST_ENTRY,
     VERSION,
@@ -40,9 +40,7 @@ JOIN_PIECE_BYTES_MAX: Final = 32 * KIB
 HEAD_BYTES_MAX: Final = 16 * KIB
 """A table (with the small payloads behind it) below this is copied behind the header."""
 
-CARRYING_OPS: Final = frozenset({int(m.OpKind.WRITE), int(m.OpKind.SYNC_WRITE)})
 CARRYING_REQUESTS: Final = frozenset({int(m.RequestKind.WRITE)})
-OP_KINDS: Final = frozenset(map(int, m.OpKind))
 REQUEST_KINDS: Final = frozenset(map(int, m.RequestKind))
 
 COLD: Final[dict[type[Any], tuple[FrameType, ColdCodec]]] = {
@@ -203,18 +201,7 @@ class Encoder:
     def _batch(self, batch: m.Batch) -> None:
         first = batch.first
         for ops in self._split(batch.ops, OP_ENTRY.size):
-            table = bytearray()
-            pieces: list[Payload] = []
-            size = 0
-            for kind, offset, length, data in ops:
-                if kind in CARRYING_OPS:
-                    if len(data) != length:
-                        raise ValueError(f"a write of {length} bytes holds {len(data)}")
-                    pieces.append(data)
-                    size += length
-                elif data or kind not in OP_KINDS:
-                    raise ValueError(f"operation kind {kind} with {len(data)} bytes")
-                table += _pack_op(kind, offset, length)
+            table, pieces, size = pack_ops(ops)
             self._frame(_BATCH, batch.epoch, first, batch.commit, len(ops), table, pieces, size)
             first = Sequence(first + len(ops))
 
@@ -347,7 +334,6 @@ class Encoder:
         counters.bytes_wire_sent += HEADER.size + table_size + stored_size
 
 
-_pack_op = OP_ENTRY.pack
 _pack_request = REQUEST_ENTRY.pack
 _pack_reply = REPLY_ENTRY.pack
 

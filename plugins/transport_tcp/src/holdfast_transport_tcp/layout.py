@@ -17,6 +17,7 @@ from __future__ import annotations
 import enum
 import struct
 
+from holdfast.op_table import OP_ENTRY
 from holdfast.units import KIB, MIB, REQUEST_BYTES_MAX
 
 MAGIC = b"HFst"
@@ -27,8 +28,6 @@ assert HEADER.size == 56
 HEADER_CHECKED_BYTES = HEADER.size - 4
 """What the header's own checksum covers: all of it but itself."""
 
-OP_ENTRY = struct.Struct(">BQQ")
-assert OP_ENTRY.size == 17
 REQUEST_ENTRY = struct.Struct(">QBHQQ")
 assert REQUEST_ENTRY.size == 27
 REPLY_ENTRY = struct.Struct(">QiI")

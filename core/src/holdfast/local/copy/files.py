@@ -70,7 +70,8 @@ class StoragePort:
         return True
 
 
-port = StoragePort()
+KERNEL: Final = StoragePort()
+port = KERNEL
 """The port in force."""
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -226,8 +226,7 @@ class ChunkHashes:
                     chunks.add(first)
                 else:
                     self._mark(first, last - first + 1)
-        for chunk in chunks:
-            self._mark(chunk, 1)
+        self._stale.set_bits(chunks)
 
     def _mark(self, first: int, count: int) -> None:
         if count > 0:

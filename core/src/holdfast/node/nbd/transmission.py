@@ -5,8 +5,8 @@ payloads are views into the receive buffer; `answer` turns a list of replies int
 write, payloads untouched. What the protocol or the volume forbids is answered here, so that a session
 only ever sees requests that it may carry out. The machine refuses to know sockets and buffers' owners.
 
-This is the hot path: reads and writes in order take the short way through the loop of `parse`,
-everything else goes through `_take_rare`.
+This is the hot path: reads and writes in order, and answers to writes, take the short way through the
+loops of `plain.py`; everything else goes through `_take_rare` and the loop of `answer`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from holdfast.messages import (
     RequestKind,
     unpack_extents,
 )
+from holdfast.node.nbd.plain import FULL, RARE, answer_writes, take_requests
 from holdfast.node.nbd.protocol import (
     BASE_ALLOCATION_ID,
     CHUNK,
@@ -50,14 +51,9 @@ _ID_BITS = 40
 _ID_SPAN = 1 << _ID_BITS
 _READ = int(Command.READ)
 _WRITE = int(Command.WRITE)
-_KIND_READ = int(RequestKind.READ)
-_KIND_WRITE = int(RequestKind.WRITE)
-assert int(RequestFlag.FUA) == int(CommandFlag.FUA), "`parse` passes the bit on as it is"
 assert int(RequestFlag.NO_HOLE) == int(CommandFlag.NO_HOLE), (
     "`_submit_range` passes the bit on as it is"
 )
-_new = tuple.__new__  # Half the cost of calling the named tuple.
-
 _FUA = int(CommandFlag.FUA)
 _FLAGS_ALLOWED = {
     Command.READ: _FUA | int(CommandFlag.DF),
@@ -168,58 +164,39 @@ class Transmission:
             RemoteProtocolError: The client sent something that is no request; hang up.
         """
         requests, pending = self.requests, self._pending
-        unpack, size_bytes, writable = REQUEST.unpack_from, self.size_bytes, self.writable
-        next_id, taken_before = self._next_id, len(requests)
-        inflight, inflight_max = self._inflight_bytes, self.inflight_bytes_max
-        room = self.inflight_requests_max - len(pending)
-        written_bytes = 0
+        taken_before = len(requests)
         self.wanted = _HEADER_BYTES
         self.is_full = False
         if self._skip:
             position = self._skip_refused(position, end)
-        while end - position >= _HEADER_BYTES and not self.is_leaving:
-            if room <= 0 or inflight >= inflight_max:
-                self.is_full = True
+        while not self.is_leaving:
+            stop, self.wanted, self._next_id, self._inflight_bytes, written, position = (
+                take_requests(
+                    view,
+                    position,
+                    end,
+                    self._next_id,
+                    self.inflight_requests_max - len(pending),
+                    self._inflight_bytes,
+                    self.inflight_bytes_max,
+                    self.size_bytes,
+                    self.writable,
+                    requests,
+                    pending,
+                )
+            )
+            self.written_bytes += written
+            if stop != RARE:
+                self.is_full = stop == FULL
                 break
-            magic, flags, command, cookie, offset, length = unpack(view, position)
+            magic, flags, command, cookie, offset, length = REQUEST.unpack_from(view, position)
             if magic != NBD_REQUEST_MAGIC:
                 raise RemoteProtocolError(f"The NBD client sent no request: magic 0x{magic:08x}.")
-            if (
-                command <= _WRITE
-                and flags <= 1
-                and 0 < length <= REQUEST_BYTES_MAX
-                and not (offset | length) & _MISALIGNED
-                and offset + length <= size_bytes
-                and (writable or command == _READ)
-            ):
-                request: tuple[int, int, int, int, int, Payload]
-                if command == _READ:
-                    position += _HEADER_BYTES
-                    request = (next_id, _KIND_READ, 0, offset, length, b"")
-                else:
-                    begin = position + _HEADER_BYTES
-                    if begin + length > end:
-                        self.wanted = _HEADER_BYTES + length
-                        break
-                    position = begin + length
-                    data = view[begin:position]
-                    request = (next_id, _KIND_WRITE, flags, offset, length, data)
-                    written_bytes += length
-                requests.append(_new(Request, request))
-                pending[next_id] = (cookie, command, offset, length)
-                next_id += 1
-                inflight += length
-            else:
-                self._next_id, self._inflight_bytes = next_id, inflight
-                position = self._take_rare(command, flags, cookie, offset, length, position, end)
-                next_id, inflight = self._next_id, self._inflight_bytes
-            room -= 1
-        self._inflight_bytes = inflight
-        self.written_bytes += written_bytes
+            position = self._take_rare(command, flags, cookie, offset, length, position, end)
         self.requests_taken += len(requests) - taken_before
-        # Ids wrap long after the last request with the same one was answered.
-        wraps = next_id >= (self.number + 1) * _ID_SPAN
-        self._next_id = self.number << _ID_BITS if wraps else next_id
+        if self._next_id >= (self.number + 1) * _ID_SPAN:
+            # Ids wrap long after the last request with the same one was answered.
+            self._next_id = self.number << _ID_BITS
         return position
 
     def _take_rare(
@@ -329,10 +306,13 @@ class Transmission:
 
     def answer(self, replies: Sequence[Reply]) -> None:
         """Append the bytes that answer `replies` to `output`; ids of nobody are passed over."""
-        output, pop = self.output, self._pending.pop
-        structured = self.structured
-        inflight = read_bytes = 0
-        for number, error, data in replies:
+        output, pending = self.output, self._pending
+        answers, inflight, done = answer_writes(replies, pending)
+        if done:
+            output.append(answers)
+        pop, structured = pending.pop, self.structured
+        read_bytes = 0
+        for number, error, data in replies[done:]:
             entry = pop(number, None)
             if entry is None:
                 continue

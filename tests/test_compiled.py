@@ -1,0 +1,314 @@
+"""The compiled loops against their Python twins: equal answers, equal effects, the same kinds of errors.
+
+They are compiled here, from the source as it stands, with every warning an error and with checks for
+undefined behaviour; so what is tested is never a leftover of an earlier build.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+import importlib.util
+import os
+import random
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.conftest import lacking
+
+import holdfast
+from holdfast import compiled
+from holdfast.local.copy import data  # noqa: F401
+from holdfast.messages import Op, OpKind, Payload, Reply, Request, RequestKind
+from holdfast.node.nbd import plain  # noqa: F401 - brings its loops.
+from holdfast.node.nbd.protocol import NBD_REQUEST_MAGIC, REQUEST, Command
+from holdfast.op_table import OP_ENTRY
+from holdfast.sync import disk, plain_writes  # noqa: F401
+from holdfast.units import MIB, REGION_BYTES, REQUEST_BYTES_MAX, SECTOR_BYTES
+
+SOURCE = Path(holdfast.__file__).parent / "_loops.c"
+STRICT = ["-Wall", "-Wextra", "-Werror", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
+
+Loop = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def loops(tmp_path_factory: pytest.TempPathFactory, tool: Callable[[str], str]) -> ModuleType:
+    built = tmp_path_factory.mktemp("loops") / f"_loops{sysconfig.get_config_var('EXT_SUFFIX')}"
+    include = sysconfig.get_path("include")
+    if not (Path(include) / "Python.h").exists():
+        lacking(f"Python's headers are not in {include}.")
+    command = [tool("gcc"), "-O1", "-g", "-std=c11", "-D_GNU_SOURCE", "-shared", "-fPIC", *STRICT]
+    done = subprocess.run(
+        [*command, f"-isystem{include}", str(SOURCE), "-o", str(built)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    spec = importlib.util.spec_from_file_location("holdfast._loops", built)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def both(loops: ModuleType, name: str, *arguments: Any) -> Any:
+    """Call both twins with equal arguments; return what they answer, which must be equal."""
+    told = []
+    for loop in (compiled.PYTHON[name], getattr(loops, name)):
+        own = copied(arguments)
+        try:
+            told.append((plainly(loop(*own)), plainly(own)))
+        except (ValueError, TypeError) as error:
+            told.append((type(error), None))
+    assert told[0] == told[1]
+    return told[0][0]
+
+
+def copied(arguments: Sequence[Any]) -> list[Any]:
+    """Copy what a loop may change."""
+    return [copy.copy(a) if isinstance(a, list | dict | set) else a for a in arguments]
+
+
+def plainly(value: Any) -> Any:
+    """Return a value in a form that compares types as well: views by what they show."""
+    if isinstance(value, memoryview):
+        return ("view", bytes(value))
+    if isinstance(value, list | tuple):
+        return (type(value), [plainly(each) for each in value])
+    if isinstance(value, dict):
+        return ("dict", [(k, plainly(v)) for k, v in value.items()])
+    return (type(value), value)
+
+
+sectors = st.integers(0, 200).map(lambda n: n * SECTOR_BYTES)
+odd = st.sampled_from([0, 1, 511, 513, 2**31, 2**32 - 1, 2**63, 2**64 - 1])
+numbers = st.one_of(sectors, odd)
+
+
+@st.composite
+def ops(draw: st.DrawFn) -> list[Op]:
+    """Operations, most of them in order."""
+    made = []
+    for _ in range(draw(st.integers(0, 70))):
+        kind = draw(st.sampled_from([1, 1, 1, 2, 3, 4, 5, 6, draw(st.integers(0, 9))]))
+        length = draw(st.integers(0, 3)) * SECTOR_BYTES
+        payload: Payload = b""
+        if kind in {OpKind.WRITE, OpKind.SYNC_WRITE} or draw(st.integers(0, 20)) == 0:
+            held = length if draw(st.integers(0, 30)) else length + 1
+            payload = bytes(held)
+            if draw(st.booleans()):
+                payload = memoryview(payload)
+        made.append(Op(kind, draw(numbers), length, payload))
+    return made
+
+
+@given(ops())
+def test_tables_are_packed_alike(loops: ModuleType, made: list[Op]) -> None:
+    both(loops, "pack_ops", made)
+    both(loops, "pack_ops", tuple(made))
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        (1, 0, 512),
+        Op(1, -1, 0, b""),
+        Op(1, 2**64, 0, b""),
+        Op(256, 0, 0, b""),
+        Op(-1, 0, 0, b""),
+        Op(4, 0, 2**64, b""),
+    ],
+)
+def test_what_is_no_operation_is_refused(loops: ModuleType, op: tuple[Any, ...]) -> None:
+    assert both(loops, "pack_ops", [Op(1, 0, 1, b"x"), op]) in {ValueError, TypeError}
+
+
+@given(ops(), st.randoms(use_true_random=False))
+def test_tables_are_unpacked_alike(loops: ModuleType, made: list[Op], dice: random.Random) -> None:
+    payload = b"".join(bytes(op.data) for op in made if op.kind in {1, 5})
+    table = bytearray().join(OP_ENTRY.pack(op.kind, op.offset, op.length) for op in made)
+    both(loops, "unpack_ops", memoryview(table), memoryview(payload))
+    if table:  # As it never leaves an honest peer.
+        table[dice.randrange(len(table))] ^= 1 << dice.randrange(8)
+        both(loops, "unpack_ops", memoryview(table), memoryview(payload))
+        both(loops, "unpack_ops", memoryview(table)[: dice.randrange(len(table))], memoryview(b""))
+
+
+def test_a_length_beyond_all_memory_is_refused(loops: ModuleType) -> None:
+    table = OP_ENTRY.pack(1, 0, 512) + OP_ENTRY.pack(1, 0, 2**64 - 1)
+    assert both(loops, "unpack_ops", memoryview(table), memoryview(bytes(511))) is ValueError
+    assert both(loops, "unpack_ops", memoryview(table), memoryview(bytes(512))) is ValueError
+
+
+@given(ops(), st.integers(1, 2**62), st.sets(st.integers(0, 5)))
+def test_operations_are_noted_alike(
+    loops: ModuleType, made: list[Op], first: int, marked: set[int]
+) -> None:
+    kept = [op for op in made if op.offset < 2**40]
+    both(loops, "note_ops", kept, first, 1.5, marked, {7: (1, 0.5)})
+
+
+def test_a_write_touches_all_its_regions(loops: ModuleType) -> None:
+    op = Op(OpKind.DISCARD, REGION_BYTES - 512, REGION_BYTES + 1024, b"")
+    touched: dict[int, tuple[int, float]] = {}
+    window, flushes, unmarked = loops.note_ops([op], 9, 2.0, {0, 1}, touched)
+    assert (window, flushes, unmarked) == ([(9, op.offset, op.length)], [], True)
+    assert touched == dict.fromkeys(range(3), (9, 2.0))
+    assert not loops.note_ops([op], 9, 2.0, {0, 1, 2}, touched)[2]
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> list[Request]:
+    """Requests, most of them plain writes."""
+    kinds = st.sampled_from([2] * 12 + [int(kind) for kind in RequestKind])
+    return [
+        Request(number, draw(kinds), draw(st.sampled_from([0] * 9 + [1, 2])), offset, length, b"x")
+        for number, (offset, length) in enumerate(draw(st.lists(st.tuples(numbers, numbers))))
+    ]
+
+
+@given(requests(), st.integers(0, 2**62), st.one_of(st.just(MIB), numbers))
+def test_writes_are_numbered_alike(
+    loops: ModuleType, made: list[Request], first: int, volume_bytes: int
+) -> None:
+    both(loops, "number_writes", made, first, 3, volume_bytes)
+
+
+def test_the_longest_write_is_plain_and_a_longer_one_is_not(loops: ModuleType) -> None:
+    volume_bytes = 2 * REQUEST_BYTES_MAX
+    for length, plain_writes_found in ((REQUEST_BYTES_MAX, 1), (REQUEST_BYTES_MAX + 512, 0)):
+        request = Request(1, RequestKind.WRITE, 0, 0, length, b"")
+        found, entries, size = loops.number_writes([request], 5, 3, volume_bytes)
+        assert len(found) == len(entries) == plain_writes_found
+        assert size == plain_writes_found * length
+    told = both(
+        loops, "number_writes", [request._replace(length=REQUEST_BYTES_MAX)], 5, 3, volume_bytes
+    )
+    assert told[0] is tuple
+
+
+@st.composite
+def received(draw: st.DrawFn) -> bytes:
+    """What an NBD client may have sent, most of it in order, and cut anywhere."""
+    parts = []
+    for cookie in range(draw(st.integers(0, 12))):
+        command = draw(st.sampled_from([0, 1, 1, 1, draw(st.integers(0, 8))]))
+        length = draw(st.one_of(st.integers(0, 8).map(lambda n: n * 512), odd)) & 0xFFFFFFFF
+        flags = draw(st.sampled_from([0, 0, 0, 1, 2, 0xFFFF]))
+        magic = NBD_REQUEST_MAGIC if draw(st.integers(0, 40)) else 0
+        parts.append(REQUEST.pack(magic, flags, command, cookie, draw(numbers), length))
+        if command == Command.WRITE and length <= 8192:
+            parts.append(bytes([cookie]) * length)
+    sent = b"".join(parts)
+    return sent[: draw(st.integers(0, len(sent)))] if draw(st.booleans()) else sent
+
+
+@given(received(), st.integers(0, 12), st.integers(0, 20_000), st.booleans(), st.data())
+def test_requests_are_taken_alike(
+    loops: ModuleType, sent: bytes, room: int, inflight: int, writable: bool, rest: st.DataObject
+) -> None:
+    begin = rest.draw(st.sampled_from([0, 0, min(28, len(sent))]))
+    both(
+        loops, "take_requests", memoryview(bytearray(sent)), begin, len(sent), 2**40 + 7, room,
+        inflight, 16_384, MIB, writable, [], {},
+    )  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from([0, 0, 0, 5]))))
+def test_writes_are_answered_alike(loops: ModuleType, answers: list[tuple[int, int]]) -> None:
+    pending = {n: (2**64 - 1 - n, int(n == 4), 0, 512) for n in range(5)} | {
+        n: (n, 1, 0, 4096) for n in range(5, 9)
+    }
+    replies = [Reply(number, error, b"") for number, error in answers]
+    both(loops, "answer_writes", replies, pending)
+
+
+@settings(max_examples=60)
+@given(ops(), st.integers(0, 5))
+def test_files_are_written_alike(
+    loops: ModuleType, tmp_path_factory: pytest.TempPathFactory, made: list[Op], at: int
+) -> None:
+    kept = [
+        Op(op.kind, op.offset, len(op.data), bytes([n % 256]) * len(op.data))
+        for n, op in enumerate(made)
+        if op.offset <= MIB
+    ]
+    folder = tmp_path_factory.mktemp("written")
+    told = []
+    for loop in (compiled.PYTHON["write_ops"], loops.write_ops):
+        with (folder / "data").open("wb") as file:
+            told.append((loop(file.fileno(), kept, at), (folder / "data").read_bytes()))
+    assert told[0] == told[1]
+
+
+def test_more_writes_than_one_call_of_the_kernel_takes(loops: ModuleType, tmp_path: Path) -> None:
+    block = bytes(range(256)) * 2
+    apart = [Op(OpKind.WRITE, 1024 * n, 512, block) for n in range(200)]
+    joined = [Op(OpKind.SYNC_WRITE, 512 * n, 512, memoryview(block)) for n in range(300)]
+    with (tmp_path / "data").open("wb") as file:
+        assert loops.write_ops(file.fileno(), [*apart, Op(OpKind.FLUSH, 0, 0)], 0) == 200
+        assert (tmp_path / "data").read_bytes() == (block + bytes(512)) * 199 + block
+        assert loops.write_ops(file.fileno(), joined, 0) == 300
+    rest = (block + bytes(512)) * 49 + block
+    assert (tmp_path / "data").read_bytes() == block * 300 + rest
+
+
+def test_what_the_kernel_refuses_is_an_error_with_its_number(
+    loops: ModuleType, tmp_path: Path
+) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(b"")
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        with pytest.raises(OSError) as refused:
+            loops.write_ops(fd, [Op(OpKind.WRITE, 0, 512, bytes(512))], 0)
+    finally:
+        os.close(fd)
+    assert refused.value.errno == errno.EBADF
+    with Path("/dev/full").open("wb") as full, pytest.raises(OSError) as refused:
+        loops.write_ops(full.fileno(), [Op(OpKind.WRITE, 0, 512, bytes(512))] * 3, 0)
+    assert refused.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("name", sorted(compiled.PYTHON))
+def test_every_loop_refuses_what_it_cannot_take(loops: ModuleType, name: str) -> None:
+    loop = getattr(loops, name)
+    for count in (0, 1, 2, 3, 4, 5, 11, 12):
+        for wrong in (None, -1, "x", [None], (1, 2, 3, 4), memoryview(b"x")[::-1]):
+            with pytest.raises((TypeError, ValueError, OSError)):
+                loop(*[wrong] * count)
+
+
+def test_the_module_holds_a_twin_of_every_loop_and_nothing_else(loops: ModuleType) -> None:
+    own = {name for name in vars(loops) if not name.startswith("__")}
+    assert own == compiled.PYTHON.keys()
+
+
+@pytest.mark.parametrize("pure", ["0", "1"])
+def test_the_variable_decides_which_are_used(pure: str) -> None:
+    program = "from holdfast import compiled; print(compiled.IN_USE)"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, compiled.PURE_VARIABLE: pure},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == str(compiled.IN_USE and pure == "0")
+
+
+def test_a_simulated_world_goes_the_same_way_with_either() -> None:
+    command = [sys.executable, "-m", "holdfast.testing.simulation", "--seeds", "12"]
+    told = set()
+    for pure in ("0", "1"):
+        environment = {**os.environ, compiled.PURE_VARIABLE: pure}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        told.add(done.stdout.split(" in ")[0])  # Behind it stands how long it took.
+    assert len(told) == 1, told
