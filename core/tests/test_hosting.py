@@ -35,9 +35,11 @@ from holdfast.node.eventlog import EventLog
 from holdfast.node.hosting import Hosting
 from holdfast.node.observing import Observing
 from holdfast.node.polling import ALWAYS_ASLEEP
+from holdfast.node.pump import Pump, PumpLink
 from holdfast.node.tasks import Tasks
 from holdfast.node.workers import lock_data
 from holdfast.sync import events as ev
+from holdfast.sync.events import LinkId
 from holdfast.sync.pace import PaceLimits
 from holdfast.sync.peers import Peers
 from holdfast.testing.faulty_state import FaultyStateStore
@@ -305,6 +307,45 @@ class Outlet:
         return [message for message in self.messages if isinstance(message, kind)]
 
 
+async def attached(pump: Pump, outlet: Outlet) -> tuple[LinkId, int]:
+    """Open a session; return its link and generation."""
+    link = pump.accept(outlet)
+    hello = SessionOpen(
+        cluster="c1",
+        volume=VOLUME,
+        node=NODE,
+        session="s1",
+        process="p1",
+        read_only=False,
+        force=False,
+        resume_generation=0,
+    )
+    pump.feed(ev.SessionLinked(link, hello))
+    await until(lambda: bool(outlet.of(SessionOpened)))
+    return link, outlet.of(SessionOpened)[0].generation
+
+
+async def test_what_arrives_while_a_copy_is_made_is_told_to_it_when_it_is_there(
+    tmp_path: Path,
+) -> None:
+    async with hosted(tmp_path) as (made, _, record):
+        made.on_group(VOLUME, record, 1)
+        await is_primary(made)
+        pump, outlet = made.pumps[VOLUME], Outlet()
+        link, generation = await attached(pump, outlet)
+        early, cut = PumpLink(), PumpLink()
+        write = Request(1, int(RequestKind.WRITE), 0, 0, 4096, b"a" * 4096)
+        early.on_messages((Requests(generation, (write,)),))
+        cut.on_lost(UnavailableError("The peer is gone."))
+        early.become(pump, link)
+        await until(lambda: len(outlet.of(Replies)) == 1)
+        primary = pump.member.primary
+        assert primary is not None
+        assert link in primary.attachments.open
+        cut.become(pump, link)
+        assert link not in primary.attachments.open
+
+
 @pytest.mark.parametrize("broken", ["apply", "flush"])
 async def test_what_was_left_undone_is_not_vouched_for_by_what_comes_behind_it(
     broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -314,20 +355,7 @@ async def test_what_was_left_undone_is_not_vouched_for_by_what_comes_behind_it(
         made.on_group(VOLUME, record, 1)
         await is_primary(made)
         pump, outlet = made.pumps[VOLUME], Outlet()
-        link = pump.accept(outlet)
-        hello = SessionOpen(
-            cluster="c1",
-            volume=VOLUME,
-            node=NODE,
-            session="s1",
-            process="p1",
-            read_only=False,
-            force=False,
-            resume_generation=0,
-        )
-        pump.feed(ev.SessionLinked(link, hello))
-        await until(lambda: bool(outlet.of(SessionOpened)))
-        generation = outlet.of(SessionOpened)[0].generation
+        link, generation = await attached(pump, outlet)
 
         def ask(number: int, kind: RequestKind, data: bytes = b"") -> None:
             request = Request(number, int(kind), 0, 0, len(data), data)
