@@ -106,24 +106,15 @@ class PrimaryRole:
         self, link: LinkId, requests: Sequence[Request], now: Instant, out: list[Effect]
     ) -> None:
         """Take a batch of requests of one open session."""
-        reads: list[Request] | None = None
-        writes: list[Request] | None = None
-        for request in requests:
-            if request.kind in _READS:
-                if reads is None:
-                    reads = []
-                reads.append(request)
-            else:
-                if writes is None:
-                    writes = []
-                writes.append(request)
-        if writes is not None:
+        reads = [request for request in requests if request[1] in _READS]
+        writes = [r for r in requests if r[1] not in _READS] if reads else requests
+        if writes:
             held = self.holds or self._held or self.stopped or self._crowded
             if held or self.ctx.record.access is not _READ_WRITE:
                 self._hold_or_refuse(link, writes, now, out)
             else:
                 self._write(link, writes, now, out)
-        if reads is not None:
+        if reads:
             self._read(link, reads, now, out)
 
     def _write(
@@ -308,6 +299,8 @@ class PrimaryRole:
                 commit = leg.applied
             if leg.durable < durable:
                 durable = leg.durable
+        if durable > self.durable:
+            self.durable = durable
         if commit > self.commit:
             self.commit = Position(commit)
             timed = self._timed
@@ -316,10 +309,7 @@ class PrimaryRole:
                 self._timed = None
         elif pending and pending[0][0] > self.commit and not (flushes or self._reads):
             # The common case: of several copies, this was not the last one to acknowledge.
-            self.durable = max(self.durable, durable)
             return
-        if durable > self.durable:
-            self.durable = durable
         if not (
             (pending and pending[0][0] <= self.commit)
             or (flushes and flushes[0][0] <= self.durable)
