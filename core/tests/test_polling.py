@@ -48,9 +48,9 @@ class Loop:
         return self.turns - before
 
     def arrive(self, *, awaiting: bool = False) -> None:
-        self.polling.heard()
+        arrived_at = self.now
         self.now += self.work_s
-        self.polling.wait(awaiting=awaiting)
+        self.polling.handled(arrived_at, awaiting=awaiting)
 
     def hear(self, times: int, every_s: float, *, awaiting: bool = False) -> None:
         for _ in range(times):

@@ -33,7 +33,6 @@ class Polling:
     __slots__ = (
         "_awaiting",
         "_call_soon",
-        "_clock",
         "_give_way",
         "_is_awake",
         "_rest_s",
@@ -41,6 +40,7 @@ class Polling:
         "_shares",
         "_waits_since",
         "_window",
+        "clock",
     )
 
     def __init__(
@@ -60,7 +60,7 @@ class Polling:
             give_way: Lets others have the core.
         """
         self._window = window_us / 1e6
-        self._clock = clock
+        self.clock = clock
         self._call_soon = call_soon
         self._give_way = give_way
         self._waits_since = float("-inf")
@@ -72,24 +72,22 @@ class Polling:
         self._rest_s = REST_S_MIN
         self._rest_until = float("-inf")
 
-    def heard(self) -> None:
-        """Take note that something has arrived: how long was it waited for?"""
-        if self._window:
-            shares, kind = self._shares, self._awaiting
-            was_short = self._clock() - self._waits_since <= self._window
-            shares[kind] += (was_short - shares[kind]) / MEMORY
-
-    def wait(self, *, awaiting: bool) -> None:
+    def handled(self, arrived_at: float, *, awaiting: bool) -> None:
         """Begin to wait, what has arrived being dealt with; awake if that is worth it.
 
         Args:
+            arrived_at: When it arrived, by `clock`: how long was it waited for?
             awaiting: Whether an answer is due: an acknowledgement, or the reply to a request.
         """
         if not self._window:
             return
-        now = self._waits_since = self._clock()
+        shares, waited_s = self._shares, arrived_at - self._waits_since
+        if waited_s >= 0:  # Else what arrived within has told.
+            kind = self._awaiting
+            shares[kind] += ((waited_s <= self._window) - shares[kind]) / MEMORY
+        now = self._waits_since = self.clock()
         self._awaiting = awaiting
-        if not self._is_awake and self._shares[awaiting] >= WORTH and now >= self._rest_until:
+        if not self._is_awake and shares[awaiting] >= WORTH and now >= self._rest_until:
             self._is_awake = True
             if self._call_soon is None:
                 self._call_soon = asyncio.get_running_loop().call_soon
@@ -97,9 +95,9 @@ class Polling:
 
     def _turn(self) -> None:
         """Let others have the core, then come back after the loop has looked, until it is enough."""
-        before = self._clock()
+        before = self.clock()
         self._give_way()
-        now = self._clock()
+        now = self.clock()
         if now - before > TAKEN_S:
             self._rest(now)
         elif now - self._waits_since < self._window and self._shares[self._awaiting] >= WORTH:

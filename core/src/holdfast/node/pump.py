@@ -131,10 +131,10 @@ class PumpLink:
             self._early.extend(messages)
             return
         polling = pump.host.polling
-        polling.heard()
+        arrived_at = polling.clock()
         pump.feed(_new(ev.Received, (self._id, messages)))
         primary = pump.member.primary
-        polling.wait(awaiting=primary is not None and not primary.idle)
+        polling.handled(arrived_at, awaiting=primary is not None and not primary.idle)
 
     def on_lost(self, error: HoldfastError) -> None:
         """The link is gone."""
@@ -205,11 +205,12 @@ class Pump:
         """Step the member with `event`, and with whatever follows from it at once."""
         inbox = self._inbox
         if self._stepping or self._closed:
-            last = inbox[-1] if inbox else None
-            if type(event) is ev.Applied and type(last) is ev.Applied and not last.flushed:
-                inbox[-1] = event  # Cumulative: one acknowledgement for all that arrived at once.
-            else:
-                inbox.append(event)
+            if inbox and type(event) is ev.Applied:
+                last = inbox[-1]
+                if type(last) is ev.Applied and not last.flushed:
+                    # Cumulative: one acknowledgement for all that arrived at once.
+                    inbox.pop()
+            inbox.append(event)
             return
         self._stepping = True
         carry, links = self._carry, self._links

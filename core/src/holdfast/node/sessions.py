@@ -201,12 +201,12 @@ class NodeSession:
     def submit(self, requests: Sequence[Request]) -> None:
         """Send requests; never blocks."""
         polling = self._host.polling
-        polling.heard()
+        arrived_at = polling.clock()
         if type(self._link) is _LocalLink or self._machine.phase is _CLOSED:
             self._submit(requests)  # The primary is in this process, or there is none any more.
         else:
             self._divide(requests)
-        polling.wait(awaiting=bool(self._machine.unanswered))
+        polling.handled(arrived_at, awaiting=bool(self._machine.unanswered))
 
     def _divide(self, requests: Sequence[Request]) -> None:
         """Read from the copy on this node what may be; send the other requests to the primary."""
@@ -278,9 +278,9 @@ class NodeSession:
     def on_remote(self, messages: Sequence[Message]) -> None:
         """Take what a primary on another node has sent."""
         polling = self._host.polling
-        polling.heard()
+        arrived_at = polling.clock()
         self.on_messages(messages)
-        polling.wait(awaiting=bool(self._machine.unanswered))
+        polling.handled(arrived_at, awaiting=bool(self._machine.unanswered))
 
     def on_lost(self, attempt: int) -> None:
         """The link of this attempt is gone."""
