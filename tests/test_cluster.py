@@ -81,6 +81,10 @@ def test_up_starts_what_does_not_run_and_down_stops_all(
     again = holdfast("up", "--detach")
     assert again.code == 0
     assert "run already" in again.out
+    settings = running.dir.with_suffix(".toml")
+    settings.write_text("[policy.hard]\ngrace_s = 4\n")
+    late = holdfast("up", "--detach", "--config", str(settings))
+    assert (late.code, "when they are started again" in late.err) == (0, True), late.err
     assert pids(running) == before
     status = holdfast("--json", "status").json
     assert [(n["name"], n["state"]) for n in status["nodes"]] == [
@@ -97,7 +101,11 @@ def test_up_starts_what_does_not_run_and_down_stops_all(
 
 def test_one_node_is_stopped_and_started(holdfast: Command, running: LocalCluster) -> None:
     first = running.node("n1").pid
-    assert holdfast("node", "stop", "n2").out == "Stopped n2.\n"
+    words = ("-s", "1MiB", "-r", "0", "--node", "n2", "--spread", "rack")
+    assert "No node has the label 'rack'" in holdfast("volume", "create", "only", *words).err
+    stopped = holdfast("node", "stop", "n2")
+    assert stopped.out == "Stopped n2.\n"
+    assert "Nobody serves only until `holdfast node start n2`" in stopped.err
     assert pids(running) == [first, None]
     states = [n["state"] for n in holdfast("--json", "status").json["nodes"]]
     assert states == ["running", "stopped"]

@@ -110,6 +110,11 @@ def test_nobody_waits_for_a_new_volume_whose_only_node_is_away(
     assert "`holdfast node start n1`" in it.value.hint
     assert "`holdfast volume delete db`" in it.value.hint
     assert capsys.readouterr().err == "Waiting: No primary serves.\n", "to a pipe too"
+    for words in (("import", "db", "/dev/null"), ("export", "db", "x"), ("attach", "db")):
+        told = holdfast("volume", *words)
+        assert (told.code, "Volume db is offline. No primary serves." in told.err) == (7, True), (
+            told
+        )
     # Who asks to wait for a volume that was in use waits for its node.
     with pytest.raises(UnavailableError, match=r"offline after 0\.3 s"):
         waiting.wait_healthy(context, context.client(), "db", timeout_s=0.3)

@@ -18,6 +18,7 @@ from holdfast.cli.file_copy import copy_in, copy_out
 from holdfast.cli.nbd_client import READ, WRITE, WRITE_ZEROES, NbdClient, Request
 from holdfast.cli.volume_data import _told_if_partial
 from holdfast.errors import (
+    ConflictError,
     HoldfastError,
     NotFoundError,
     RefusedError,
@@ -134,6 +135,10 @@ def test_no_server_or_no_uri_is_a_sentence() -> None:
 GREETING = b"NBDMAGICIHAVEOPT\0\3"
 
 
+def refusal(option: int, kind: int) -> bytes:
+    return struct.pack(">QIII", 0x3E889045565A9, option, kind, 0)
+
+
 @pytest.mark.parametrize(
     ("sent", "kind"),
     [
@@ -141,6 +146,9 @@ GREETING = b"NBDMAGICIHAVEOPT\0\3"
         (GREETING + b"\0" * 64, RemoteProtocolError),
         (GREETING[:9], UnavailableError),
         (GREETING + struct.pack(">QIII", 0x3E889045565A9, 8, 1, 1 << 30), RemoteProtocolError),
+        (GREETING + refusal(8, 0x80000001) + refusal(7, 0x80000002), ConflictError),
+        (GREETING + refusal(8, 0x80000001) + refusal(7, 0x80000007), UnavailableError),
+        (GREETING + refusal(8, 0x80000001) + refusal(7, 0x80000005), RefusedError),
     ],
 )
 def test_rubbish_from_a_server_is_an_error(sent: bytes, kind: type[HoldfastError]) -> None:

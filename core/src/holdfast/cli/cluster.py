@@ -69,6 +69,8 @@ def up(
         put(f"{names_text(cluster.names)} run{'s' * (len(cluster.names) == 1)} already.")
     else:
         put(f"Started {names_text(started)} in {took_s:.1f} s. The cluster is in {cluster.dir}.")
+    if config is not None and (old := [each for each in cluster.names if each not in started]):
+        warn(f"The settings of {config} hold for {names_text(old)} when they are started again.")
     if detach:
         if not context.json:
             replicas = min(2, len(cluster.names) - 1)

@@ -20,6 +20,7 @@ from typing import NamedTuple, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from holdfast.errors import (
+    ConflictError,
     HoldfastError,
     NotFoundError,
     RefusedError,
@@ -47,6 +48,11 @@ _REQUEST_MAGIC, _SIMPLE_MAGIC, _STRUCTURED_MAGIC = 0x25609513, 0x67446698, 0x668
 _GO, _STRUCTURED_REPLY, _SET_META_CONTEXT = 7, 8, 10
 _ACK, _INFO, _META_CONTEXT = 1, 3, 4
 _UNKNOWN_EXPORT = 0x80000006
+_REFUSALS: dict[int, type[HoldfastError]] = {
+    0x80000002: ConflictError,
+    0x80000007: UnavailableError,
+}
+"""By policy, such as another writer; and not now."""
 _REPLY_BYTES_MAX = 64 << 20
 _CONTEXT = b"base:allocation"
 _ERRNO_MAX = 4096
@@ -78,9 +84,10 @@ class NbdClient:
             timeout_s: Longest silence of the server; None waits, as failover is a pause.
 
         Raises:
-            UnavailableError: Nobody listens there, or the connection was cut.
+            UnavailableError: Nobody listens there, the connection was cut, or nobody serves it now.
             NotFoundError: The server has no such export.
-            RefusedError: The server will not serve it now.
+            ConflictError: Somebody else has it.
+            RefusedError: The server will not serve it, or is none that we know.
         """
         self.uri = uri
         self.size_bytes = 0
@@ -342,9 +349,11 @@ class NbdClient:
                     f"No volume is named {name!r} at {self.uri}.",
                     hint="See `holdfast volume list`.",
                 )
-            raise RefusedError(
+            refusal_of = _REFUSALS.get(kind, RefusedError)
+            raise refusal_of(
                 f"The NBD server at {self.uri} refuses: {sentence.rstrip('.') or hex(kind)}.",
-                hint="`holdfast volume show` says how the volume is.",
+                # Our own frontend's sentence has its hint with it.
+                hint="" if "`" in sentence else "`holdfast volume show` says how the volume is.",
             )
 
     def _option(self, option: int, data: bytes, take: Callable[[int, bytes], None]) -> bool:

@@ -10,10 +10,11 @@ from typing import Annotated
 
 import typer
 
-from holdfast.cli.context import Context, here, pairs, put, put_json
-from holdfast.errors import ConflictError, NotFoundError, UsageError
+from holdfast.cli.context import Context, here, pairs, put, put_json, warn
+from holdfast.cli.waiting import holders
+from holdfast.errors import ConflictError, HoldfastError, NotFoundError, UsageError
 from holdfast.node import supervisor
-from holdfast.node.local_cluster import LocalNode, locked
+from holdfast.node.local_cluster import LocalNode, locked, names_text
 
 app = typer.Typer(name="node", help="Run, start, stop and look at nodes.", no_args_is_help=True)
 
@@ -63,7 +64,22 @@ def stop(ctx: typer.Context, name: Node) -> None:
     cluster = context.cluster()
     node = cluster.node(name)
     with locked(cluster.dir):
+        alone = [] if node.pid is None else _only_on(context, name)
         report(context, supervisor.stop([node], handover=True))
+    if alone:
+        warn(
+            f"Nobody serves {names_text(alone)} until `holdfast node start {name}`: "
+            f"no other node has an in-sync copy."
+        )
+
+
+def _only_on(context: Context, node: str) -> list[str]:
+    """Return the volumes that go offline with a node, as far as that can be found out."""
+    try:
+        volumes = context.client().volumes()
+    except HoldfastError:
+        return []
+    return [each["name"] for each in volumes if holders(each) == {node}]
 
 
 @app.command("list")

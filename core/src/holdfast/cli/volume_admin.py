@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from holdfast.cli.context import Context, here, put, put_json, size_in
+from holdfast.cli.waiting import check_served
 from holdfast.errors import ConflictError, NotFoundError, UnavailableError, UsageError
 from holdfast.node.control_client import Json
 from holdfast.node.toml_files import write_atomically
@@ -196,7 +197,9 @@ def attach(
     from holdfast.cli.nbd_client import NbdClient
 
     context = here(ctx)
-    uri = nbd_uri(context.client(), name, node)
+    client = context.client()
+    check_served(client, name)
+    uri = nbd_uri(client, name, node)
     folder = _folder(context, name)
     if (record := _attached(folder)) is not None:
         raise ConflictError(

@@ -20,6 +20,7 @@ from holdfast.cli.context import Context, file_error, here, put, put_json, size_
 from holdfast.cli.file_copy import BLOCK_BYTES, ZEROS, copy_in, copy_out
 from holdfast.cli.nbd_client import NbdClient
 from holdfast.cli.volume_admin import attachments
+from holdfast.cli.waiting import check_served
 from holdfast.errors import (
     ConflictError,
     CopiesDifferError,
@@ -74,6 +75,7 @@ def import_file(
     client = context.client()
     if not force:
         _refuse_in_use(context, client, name)
+    check_served(client, name)
     uri = nbd_uri(client, name, node)
     with _file_errors(file), file.open("rb", buffering=0) as source, NbdClient(uri) as volume:
         size = _size(file, source.fileno())
@@ -163,7 +165,9 @@ def export_file(
     from holdfast.cli.addressing import nbd_uri
 
     context = here(ctx)
-    uri = nbd_uri(context.client(), name, node)
+    client = context.client()
+    check_served(client, name)
+    uri = nbd_uri(client, name, node)
     if file.exists() and not force:
         raise ConflictError(f"{file} exists already.", hint="Replace it with --force.")
     partial = file.with_name(f"{file.name}.partial")
@@ -205,7 +209,9 @@ def zero(
 
     context = here(ctx)
     first, count = size_in(offset), size_in(length)
-    with NbdClient(nbd_uri(context.client(), name, node)) as volume:
+    client = context.client()
+    check_served(client, name)
+    with NbdClient(nbd_uri(client, name, node)) as volume:
         if first % SECTOR_BYTES or count % SECTOR_BYTES or not count:
             raise UsageError(
                 f"--offset {offset} and --length {length} are not whole sectors, one or more.",

@@ -1,4 +1,4 @@
-"""Waiting for a volume to become healthy, and knowing when that is in vain."""
+"""Waiting for a volume, and knowing when that is in vain."""
 
 from __future__ import annotations
 
@@ -65,10 +65,25 @@ def again(context: Context, client: ControlClient, name: str) -> tuple[ControlCl
         return client, client.volume(name)
 
 
+def check_served(client: ControlClient, name: str) -> None:
+    """Raise `UnavailableError` when no node that could serve a volume is there.
+
+    While one is, nothing is said: a failover is a pause that whoever opens the volume waits for.
+    """
+    status = client.volume(name)
+    if _is_away(status):
+        raise UnavailableError(f"Volume {name} is offline. {status['reason']}")
+
+
+def holders(status: Json) -> set[str]:
+    """Return the nodes that have a lease and an in-sync copy of a volume."""
+    copies = [copy for copy in status["copies"] if copy["state"] == "in-sync"]
+    return {copy["node"] for copy in copies if copy.get("alive", True)}
+
+
 def _is_away(status: Json) -> bool:
-    """Whether a volume is offline, and no node with an in-sync copy of it has a lease."""
-    holders = [copy for copy in status["copies"] if copy["state"] == "in-sync"]
-    return status["health"] == "offline" and not any(each.get("alive", True) for each in holders)
+    is_made = bool(status["copies"])
+    return is_made and status["health"] == "offline" and not holders(status)
 
 
 def _made_in_vain(name: str, node: str) -> UnavailableError:

@@ -323,7 +323,13 @@ class Volumes:
             soon = f" {spec.policy} soon forbids writes below {counted(least, 'replica')}."
             return [f"{some}; the rest follow when nodes appear.{soon * (placed <= least)}"]
         short = self._policies.shortage(spec, self._hosts())
-        return [] if short is None else [short]
+        told = [] if short is None else [short]
+        spread = spec.labels.get(SPREAD_LABEL)
+        labels = {label for node in self._directory.alive.values() for label in node.labels}
+        if spread and spread not in labels:
+            some = f"; there are {', '.join(sorted(labels))}" if labels else ""
+            told.append(f"No node has the label {spread!r}, so nothing is spread by it{some}.")
+        return told
 
     # -- changing ----------------------------------------------------------------------------------
 
