@@ -70,6 +70,7 @@ COLD: Final[dict[type[Any], tuple[FrameType, ColdCodec]]] = {
     )
 }
 
+_HEADER_BYTES: Final = HEADER.size
 _ACK: Final = int(FrameType.ACK)
 _BATCH: Final = int(FrameType.BATCH)
 _pack_head = struct.Struct(HEADER.format.removesuffix("I")).pack
@@ -195,15 +196,20 @@ class Encoder:
         self._buffers.append(head + _pack_u32(xxh3_64_intdigest(head) & 0xFFFFFFFF))
         counters = self._counters
         counters.frames_sent += 1
-        counters.bytes_plain_sent += HEADER.size
-        counters.bytes_wire_sent += HEADER.size
+        counters.bytes_plain_sent += _HEADER_BYTES
+        counters.bytes_wire_sent += _HEADER_BYTES
 
     def _batch(self, batch: m.Batch) -> None:
-        first = batch.first
-        for ops in self._split(batch.ops, OP_ENTRY.size):
-            table, pieces, size = pack_ops(ops)
-            self._frame(_BATCH, batch.epoch, first, batch.commit, len(ops), table, pieces, size)
-            first = Sequence(first + len(ops))
+        epoch, first, commit, ops = batch
+        count = len(ops)
+        table, pieces, size = pack_ops(ops)
+        if count == 1 or (count <= ITEMS_MAX and len(table) + size <= self._batch_bytes_max):
+            self._frame(_BATCH, epoch, first, commit, count, table, pieces, size)
+            return
+        for run in self._runs(ops, OP_ENTRY.size):
+            table, pieces, size = pack_ops(run)
+            self._frame(_BATCH, epoch, first, commit, len(run), table, pieces, size)
+            first = Sequence(first + len(run))
 
     def _requests(self, message: m.Requests) -> None:
         for requests in self._split(message.requests, REQUEST_ENTRY.size):
@@ -330,8 +336,8 @@ class Encoder:
             self._buffers += (head, table)
         self._buffers += pieces
         counters.frames_sent += 1
-        counters.bytes_plain_sent += HEADER.size + table_size + size
-        counters.bytes_wire_sent += HEADER.size + table_size + stored_size
+        counters.bytes_plain_sent += _HEADER_BYTES + table_size + size
+        counters.bytes_wire_sent += _HEADER_BYTES + table_size + stored_size
 
 
 _pack_request = REQUEST_ENTRY.pack
