@@ -97,7 +97,8 @@ class DiskQueue:
     """Nothing is applied while this is set: the superblock must be durable first."""
     _waiting: deque[tuple[Sequence[Op], Position]] = field(factory=deque)
     _marking: frozenset[int] = frozenset()
-    _flush_at: deque[int] = field(factory=deque)
+    flush_at: deque[int] = field(factory=deque)
+    """Sequences of the flushes that were asked for and are not done."""
     _flushing: bool = False
     _stale_flush: bool = False
     _touched: dict[int, tuple[int, float]] = field(factory=dict)
@@ -108,7 +109,7 @@ class DiskQueue:
         window, flushes, unmarked = note_ops(ops, first, now, self.marked, self._touched)
         self.window.extend(window)
         if flushes:
-            self._flush_at.extend(flushes)
+            self.flush_at.extend(flushes)
         through = self.submitted = Position(first + len(ops) - 1)
         if unmarked or self._waiting or self.blocked:
             self._waiting.append((ops, through))
@@ -124,7 +125,7 @@ class DiskQueue:
 
     def flush_due(self, out: list[Effect]) -> None:
         """Flush if that was asked for behind something that is applied now."""
-        if self._flush_at:
+        if self.flush_at:
             self._flush(out)
 
     def on_flushed(self, token: int, out: list[Effect]) -> None:
@@ -139,7 +140,7 @@ class DiskQueue:
     def flushed_through(self, sequence: Position) -> None:
         """Everything submitted up to `sequence` is on stable storage."""
         self.durable = max(self.durable, sequence)
-        flush_at = self._flush_at
+        flush_at = self.flush_at
         while flush_at and flush_at[0] <= self.durable:
             flush_at.popleft()
 
@@ -155,7 +156,7 @@ class DiskQueue:
                 range(offset >> _REGION_SHIFT, ((offset + length - 1) >> _REGION_SHIFT) + 1)
             )
         self.window.clear()
-        self._flush_at.clear()
+        self.flush_at.clear()
         # A flush under way ends with a token of the old numbering.
         self._stale_flush = self._flushing
         self.applied = self.submitted = self.durable = self.commit = before
@@ -247,7 +248,7 @@ class DiskQueue:
         return due
 
     def _flush(self, out: list[Effect]) -> None:
-        if not self._flushing and self._flush_at[0] <= self.applied:
+        if not self._flushing and self.flush_at[0] <= self.applied:
             self._flushing = True
             # One fdatasync covers every flush asked for so far, and whatever else is applied.
             out.append(FlushDisk(self.applied))

@@ -72,7 +72,8 @@ class GroupMember(Roles):
             else:
                 self.primary.advance(now, out)
             # Behind the acknowledgement, which need not wait for it.
-            disk.flush_due(out)
+            if disk.flush_at:
+                disk.flush_due(out)
         elif type(event) is ev.Flushed:
             self.ctx.disk.on_flushed(event.token, out)
             self._on_progress(now, out)
