@@ -103,7 +103,7 @@ def ops(draw: st.DrawFn) -> list[Op]:
         length = draw(st.integers(0, 3)) * SECTOR_BYTES
         payload: Payload = b""
         if kind in {OpKind.WRITE, OpKind.SYNC_WRITE} or draw(st.integers(0, 20)) == 0:
-            held = length if draw(st.integers(0, 30)) else length + 1
+            held = length if draw(st.integers(0, 30)) else draw(st.integers(0, 1600))
             payload = bytes(held)
             if draw(st.booleans()):
                 payload = memoryview(payload)
@@ -121,6 +121,7 @@ def test_tables_are_packed_alike(loops: ModuleType, made: list[Op]) -> None:
     "op",
     [
         (1, 0, 512),
+        Op(1, 0, 512, bytes(511)),
         Op(1, -1, 0, b""),
         Op(1, 2**64, 0, b""),
         Op(256, 0, 0, b""),
@@ -164,6 +165,8 @@ def test_a_write_touches_all_its_regions(loops: ModuleType) -> None:
     assert (window, flushes, unmarked) == ([(9, op.offset, op.length)], [], True)
     assert touched == dict.fromkeys(range(3), (9, 2.0))
     assert not loops.note_ops([op], 9, 2.0, {0, 1, 2}, touched)[2]
+    whole = Op(OpKind.ZERO, REGION_BYTES, REGION_BYTES, b"")
+    assert not loops.note_ops([whole], 9, 2.0, {1}, touched)[2]
 
 
 @st.composite
