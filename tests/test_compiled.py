@@ -11,6 +11,7 @@ import errno
 import importlib.util
 import os
 import random
+import resource
 import subprocess
 import sys
 import sysconfig
@@ -226,6 +227,60 @@ def test_requests_are_taken_alike(
     )  # fmt: skip
 
 
+def taken_by_both(
+    loops: ModuleType,
+    sent: bytes,
+    *,
+    room: int = 9,
+    inflight: int = 0,
+    inflight_max: int = MIB,
+    size: int = MIB,
+    writable: bool = True,
+) -> Any:
+    return both(
+        loops, "take_requests", memoryview(bytearray(sent)), 0, len(sent), 5, room, inflight,
+        inflight_max, size, writable, [], {},
+    )  # fmt: skip
+
+
+def request(command: int, offset: int, length: int, flags: int = 0) -> bytes:
+    payload = bytes(length) if command == Command.WRITE and length <= 8192 else b""
+    return REQUEST.pack(NBD_REQUEST_MAGIC, flags, command, 77, offset, length) + payload
+
+
+def test_what_is_cut_anywhere_is_taken_alike(loops: ModuleType) -> None:
+    sent = request(1, 512, 512) + request(0, 0, 1024) + request(1, 0, 512)
+    for end in range(len(sent) + 1):
+        taken_by_both(loops, sent[:end])
+
+
+@pytest.mark.parametrize("command", range(10))
+@pytest.mark.parametrize("flags", [0, 1, 2, 3, 4, 0x8000])
+@pytest.mark.parametrize("writable", [True, False])
+def test_every_command_and_flag_is_judged_alike(
+    loops: ModuleType, command: int, flags: int, writable: bool
+) -> None:
+    sent = request(1, 0, 512) + request(command, 512, 512, flags) + request(0, 0, 512)
+    taken_by_both(loops, sent, writable=writable)
+
+
+@pytest.mark.parametrize("command", [Command.READ, Command.WRITE])
+@pytest.mark.parametrize("size", [MIB, 4 * REQUEST_BYTES_MAX])
+def test_ranges_at_the_limits_are_judged_alike(loops: ModuleType, command: int, size: int) -> None:
+    for length in (0, 1, 511, 512, 513, REQUEST_BYTES_MAX, REQUEST_BYTES_MAX + 512):
+        for offset in (0, 1, 512, size - length, size - length + 512, size, 2**64 - 512):
+            if offset >= 0:
+                taken_by_both(loops, request(command, offset, length), size=size)
+
+
+def test_limits_end_the_taking_alike(loops: ModuleType) -> None:
+    sent = request(1, 0, 512) * 4
+    for room in range(6):
+        for inflight_max in (0, 1, 511, 512, 513, 1023, 1024, 1025, 4096):
+            for inflight in (0, 512):
+                taken_by_both(loops, sent, room=room, inflight=inflight, inflight_max=inflight_max)
+
+
 @given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from([0, 0, 0, 5]))))
 def test_writes_are_answered_alike(loops: ModuleType, answers: list[tuple[int, int]]) -> None:
     pending = {n: (2**64 - 1 - n, int(n == 4), 0, 512) for n in range(5)} | {
@@ -280,6 +335,31 @@ def test_what_the_kernel_refuses_is_an_error_with_its_number(
     with Path("/dev/full").open("wb") as full, pytest.raises(OSError) as refused:
         loops.write_ops(full.fileno(), [Op(OpKind.WRITE, 0, 512, bytes(512))] * 3, 0)
     assert refused.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("lengths", [[4096], [512, 4096], [512, 512, 2048, 4096]])
+def test_a_write_that_was_cut_short_goes_on_where_it_ended(
+    loops: ModuleType, tmp_path: Path, lengths: list[int]
+) -> None:
+    """At the limit of a file's size the kernel takes a part, and refuses the rest."""
+    limit = sum(lengths) - 1024
+    made, offset = [], 0
+    for number, length in enumerate(lengths, start=1):
+        made.append(Op(OpKind.WRITE, offset, length, bytes([number]) * length))
+        offset += length
+    whole = b"".join(bytes(op.data) for op in made)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for number, loop in enumerate((compiled.PYTHON["write_ops"], loops.write_ops)):
+        path = tmp_path / f"data{number}"
+        with path.open("wb") as file:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+            try:
+                with pytest.raises(OSError) as refused:
+                    loop(file.fileno(), made, 0)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert refused.value.errno == errno.EFBIG
+        assert path.read_bytes() == whole[:limit]
 
 
 @pytest.mark.parametrize("name", sorted(compiled.PYTHON))

@@ -1,7 +1,7 @@
 /* The compiled twins of the functions that `holdfast.compiled.compiled` decorates.
 
    Each function does what the Python function of its name does, gives equal answers and raises the same
-   kinds of errors; read that one for what it is for. `core/tests/test_compiled.py` compares them.
+   kinds of errors; read that one for what it is for. `tests/test_compiled.py` compares them.
    Nothing is kept between calls, and nothing is trusted that Python code hands in: a wrong type is an
    exception here too.
 

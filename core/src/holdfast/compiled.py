@@ -4,7 +4,7 @@ A batch is handled by Python that runs once for all of it; a handful of loops ru
 request in it. Those few stand beside each other in `_loops.c`, which is built where a C compiler and
 Python's headers are at hand and left out where they are not. The Python function is what tells what a
 loop does; its compiled twin must give the same answers and raise the same kinds of errors, which
-`core/tests/test_compiled.py` holds both to. This module knows none of them.
+`tests/test_compiled.py` holds both to. This module knows none of them.
 
 Nothing is compiled that decides anything: no state machine, no order of effects, no acknowledgement
 (`docs/decisions/0023-compiled-loops.md`).
@@ -24,8 +24,12 @@ PURE_VARIABLE: Final = "HOLDFAST_PURE_PYTHON"
 """The environment variable that, when it is neither empty nor 0, leaves the compiled loops alone."""
 
 
+IS_OFF: Final = os.environ.get(PURE_VARIABLE, "0") not in {"", "0"}
+"""Whether that variable leaves them alone."""
+
+
 def _load() -> ModuleType | None:
-    if os.environ.get(PURE_VARIABLE, "0") not in {"", "0"}:
+    if IS_OFF:
         return None
     try:
         return importlib.import_module("holdfast._loops")

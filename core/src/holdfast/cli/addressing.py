@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from holdfast.cli.context import Context
+from holdfast.cli.waiting import check_served
 from holdfast.errors import NotFoundError, UnavailableError, UsageError
 from holdfast.node.control_client import ControlClient
 from holdfast.node.service import VOLUME_IN_URI
@@ -34,6 +35,16 @@ def uri_of(context: Context, name: str, frontend: str, node: str | None = None) 
 def nbd_uri(client: ControlClient, name: str, node: str | None = None) -> str:
     """Return the NBD URI of a volume; as `uri_of`."""
     return f"nbd://{_serving(client, name, 'nbd', node)[1]}/{quote(name, safe='')}"
+
+
+def served_uri(client: ControlClient, name: str, node: str | None = None) -> str:
+    """Return the NBD URI of a volume for whoever opens it at once; as `uri_of`.
+
+    Raises:
+        UnavailableError: No node that could serve the volume is there, too: opening would only wait.
+    """
+    check_served(client, name)
+    return nbd_uri(client, name, node)
 
 
 def _serving(client: ControlClient, name: str, frontend: str, node: str | None) -> tuple[str, str]:

@@ -110,7 +110,7 @@ def _drivers(_context: Context) -> Iterator[Finding]:
 def _compiled(_context: Context) -> Iterator[Finding]:
     if compiled.IN_USE:
         yield Finding("compiled loops", OK, "small writes cost less processor time")
-    elif os.environ.get(compiled.PURE_VARIABLE, "0") not in {"", "0"}:
+    elif compiled.IS_OFF:
         yield Finding("compiled loops", OK, f"switched off by {compiled.PURE_VARIABLE}")
     else:
         yield Finding(

@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import typer
 
 from holdfast.cli.context import Context, here, put, put_json, size_in
-from holdfast.cli.waiting import check_served
 from holdfast.errors import ConflictError, NotFoundError, UnavailableError, UsageError
 from holdfast.node.control_client import Json
 from holdfast.node.toml_files import write_atomically
@@ -193,13 +192,11 @@ def attach(
     """Make a volume a block device of this machine and print its path."""
     import anyio
 
-    from holdfast.cli.addressing import nbd_uri
+    from holdfast.cli.addressing import served_uri
     from holdfast.cli.nbd_client import NbdClient
 
     context = here(ctx)
-    client = context.client()
-    check_served(client, name)
-    uri = nbd_uri(client, name, node)
+    uri = served_uri(context.client(), name, node)
     folder = _folder(context, name)
     if (record := _attached(folder)) is not None:
         raise ConflictError(

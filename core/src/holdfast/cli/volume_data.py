@@ -1,7 +1,7 @@
 """`holdfast volume import|export|zero|verify|scrub`: what moves or reads a volume's bytes.
 
-Import and export go through the NBD frontend like any other consumer's I/O. Holes stay holes both
-ways: what a file or a volume does not hold is neither read nor sent.
+Import and export go through the NBD frontend like any other consumer's I/O; `file_copy.py` does the
+copying.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from holdfast.cli.context import Context, file_error, here, put, put_json, size_
 from holdfast.cli.file_copy import BLOCK_BYTES, ZEROS, copy_in, copy_out
 from holdfast.cli.nbd_client import NbdClient
 from holdfast.cli.volume_admin import attachments
-from holdfast.cli.waiting import check_served
+from holdfast.cli.waiting import POLL_S
 from holdfast.errors import (
     ConflictError,
     CopiesDifferError,
@@ -32,7 +32,6 @@ from holdfast.units import MIB, SECTOR_BYTES, counted, format_size
 
 RELEASE_PATIENCE_S = 3.0
 """How long a client that has just gone may take to let go of a volume."""
-POLL_S = 0.1
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The volume's name.")]
 Node = Annotated[
@@ -64,7 +63,7 @@ def import_file(
     primary and every in-sync replica.
     """
     from holdfast.cli import render
-    from holdfast.cli.addressing import nbd_uri
+    from holdfast.cli.addressing import served_uri
 
     context = here(ctx)
     if not file.exists() and Path(name).is_file():
@@ -75,8 +74,7 @@ def import_file(
     client = context.client()
     if not force:
         _refuse_in_use(context, client, name)
-    check_served(client, name)
-    uri = nbd_uri(client, name, node)
+    uri = served_uri(client, name, node)
     with _file_errors(file), file.open("rb", buffering=0) as source, NbdClient(uri) as volume:
         size = _size(file, source.fileno())
         if size > volume.size_bytes:
@@ -162,12 +160,10 @@ def export_file(
     FILE appears complete or not at all.
     """
     from holdfast.cli import render
-    from holdfast.cli.addressing import nbd_uri
+    from holdfast.cli.addressing import served_uri
 
     context = here(ctx)
-    client = context.client()
-    check_served(client, name)
-    uri = nbd_uri(client, name, node)
+    uri = served_uri(context.client(), name, node)
     if file.exists() and not force:
         raise ConflictError(f"{file} exists already.", hint="Replace it with --force.")
     partial = file.with_name(f"{file.name}.partial")
@@ -205,13 +201,11 @@ def zero(
     What it held is lost for good. When this returns, the zeros are on stable storage on the primary
     and every in-sync replica.
     """
-    from holdfast.cli.addressing import nbd_uri
+    from holdfast.cli.addressing import served_uri
 
     context = here(ctx)
     first, count = size_in(offset), size_in(length)
-    client = context.client()
-    check_served(client, name)
-    with NbdClient(nbd_uri(client, name, node)) as volume:
+    with NbdClient(served_uri(context.client(), name, node)) as volume:
         if first % SECTOR_BYTES or count % SECTOR_BYTES or not count:
             raise UsageError(
                 f"--offset {offset} and --length {length} are not whole sectors, one or more.",

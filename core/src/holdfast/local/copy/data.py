@@ -33,7 +33,9 @@ def write_ops(fd: int, ops: Sequence[Op], at: int) -> int:
     """
     run: list[Payload] = []
     start = end = -1
-    for kind, offset, length, data in ops[at:] if at else ops:
+    # By index: a slice behind each of many discards would copy the batch as often.
+    while at < len(ops):
+        kind, offset, length, data = ops[at]
         if kind not in _WRITES:
             break
         if offset == end and len(run) < files.IOV_MAX:
