@@ -728,9 +728,12 @@ def test_hashing_beside_writing_never_leaves_a_wrong_hash(store: FileCopyStore) 
 
 
 def test_notes_of_many_writes_are_taken_before_they_pile_up(store: FileCopyStore) -> None:
+    wide = [write(CHUNK_BYTES - 512, b"x" * 1024)] * 256
     for _ in range(40):
-        store.apply([write(0, b"x" * 512)] * 256)
-    assert len(store._hashes._notes) <= 8192 + 256
+        store.apply(wide)
+    assert len(store._hashes._noted_runs) <= 8192 + 256
+    store.apply([write(0, b"x" * 512)] * 256)
+    assert store._hashes._noted == {0}
 
 
 def test_refreshing_goes_round_and_ends(store: FileCopyStore) -> None:

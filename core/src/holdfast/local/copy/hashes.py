@@ -1,7 +1,7 @@
 """The chunk hashes of one copy on disk, kept right beside writes that never wait for them.
 
-A write is noted after it was done (`note`, a deque append); whoever looks at hashes takes the notes
-first and marks their chunks stale. So a hash that was computed from bytes that a write was just
+A write is noted after it was done (`note`, the number of its chunk); whoever looks at hashes takes the
+notes first and marks their chunks stale. So a hash that was computed from bytes that a write was just
 changing is stale again as soon as that write is noted, and no lock is on the way of a write.
 
 On disk, `stale` is trusted only where no write intent stands: a region is unmarked after `persist`,
@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from threading import Lock
 from typing import Final
 
+from holdfast.compiled import compiled
 from holdfast.errors import CopyError, FaultReason
 from holdfast.local.copy.bitmap_file import BitmapFile
 from holdfast.local.copy.data import DataFile
@@ -34,10 +35,42 @@ _HOLE_CHUNKS: Final = 4096
 _CHUNK_SHIFT: Final = CHUNK_BYTES.bit_length() - 1
 
 
+@compiled
+def note_chunks(ops: Sequence[Op], chunks: set[int]) -> list[tuple[int, int]]:
+    """Note the chunks that operations touch.
+
+    Args:
+        ops: The operations.
+        chunks: Gets the chunk of each operation that lies within one.
+
+    Returns:
+        The first chunk, and how many there are, of each operation that touches several.
+    """
+    runs = []
+    for _, offset, length, _ in ops:
+        if length > 0:
+            first = offset >> _CHUNK_SHIFT
+            last = (offset + length - 1) >> _CHUNK_SHIFT
+            if first == last:
+                chunks.add(first)
+            else:
+                runs.append((first, last - first + 1))
+    return runs
+
+
 class ChunkHashes:
     """Hashes, stale bits and tree of one copy. Every method may run beside every other."""
 
-    __slots__ = ("_buffer", "_cursor", "_data", "_list", "_lock", "_notes", "_stale")
+    __slots__ = (
+        "_buffer",
+        "_cursor",
+        "_data",
+        "_list",
+        "_lock",
+        "_noted",
+        "_noted_runs",
+        "_stale",
+    )
 
     def __init__(self, buffer: HashFile, stale: BitmapFile, data: DataFile, key: bytes) -> None:
         """Take over open files; `key` is the volume's."""
@@ -47,15 +80,20 @@ class ChunkHashes:
         self._data = data
         self._list = HashList(buffer, stale.bits, chunks=chunks, key=key)
         self._lock = Lock()
-        self._notes: deque[tuple[int, int]] = deque()
+        self._noted: set[int] = set()
+        """Chunks that were written to and do not count as stale yet. The writer adds to it while
+        others take from it without the writer's knowing: it is never replaced by another set."""
+        self._noted_runs: deque[tuple[int, int]] = deque()
+        """The same for operations over several: first chunk, and how many."""
         self._cursor = 0
 
     def note(self, ops: Sequence[Op]) -> None:
         """Note what `ops` touched, after they were done, or may have been done in part."""
-        notes = self._notes
-        for _, offset, length, _ in ops:
-            notes.append((offset, length))
-        if len(notes) > _NOTES_MAX and self._lock.acquire(blocking=False):
+        runs = note_chunks(ops, self._noted)
+        if runs:
+            self._noted_runs.extend(runs)
+        notes = len(self._noted) + len(self._noted_runs)
+        if notes > _NOTES_MAX and self._lock.acquire(blocking=False):
             # Else someone looks at hashes right now and takes the notes himself.
             try:
                 self._take_notes()
@@ -215,17 +253,12 @@ class ChunkHashes:
 
     def _take_notes(self) -> None:
         """Mark stale what the notes name. The lock is held."""
-        notes = self._notes
-        chunks: set[int] = set()
-        while notes:
-            offset, length = notes.popleft()
-            if length > 0:
-                first = offset >> _CHUNK_SHIFT
-                last = (offset + length - 1) >> _CHUNK_SHIFT
-                if first == last:
-                    chunks.add(first)
-                else:
-                    self._mark(first, last - first + 1)
+        runs = self._noted_runs
+        while runs:
+            self._mark(*runs.popleft())
+        # What is noted anew between these two is in `chunks` as well, and marked below all the same.
+        chunks = frozenset(self._noted)
+        self._noted.difference_update(chunks)
         self._stale.set_bits(chunks)
 
     def _mark(self, first: int, count: int) -> None:
