@@ -27,13 +27,13 @@ from tests.conftest import lacking
 
 import holdfast
 from holdfast import compiled
-from holdfast.local.copy import data  # noqa: F401
-from holdfast.messages import Op, OpKind, Payload, Reply, Request, RequestKind
+from holdfast.local.copy import data, hashes  # noqa: F401
+from holdfast.messages import Op, OpKind, Payload, Reply, Request, RequestFlag, RequestKind
 from holdfast.node.nbd import plain  # noqa: F401 - brings its loops.
 from holdfast.node.nbd.protocol import NBD_REQUEST_MAGIC, REQUEST, Command
 from holdfast.op_table import OP_ENTRY
-from holdfast.sync import disk, plain_writes  # noqa: F401
-from holdfast.units import MIB, REGION_BYTES, REQUEST_BYTES_MAX, SECTOR_BYTES
+from holdfast.sync import consumer, disk, plain_writes  # noqa: F401
+from holdfast.units import CHUNK_BYTES, MIB, REGION_BYTES, REQUEST_BYTES_MAX, SECTOR_BYTES
 
 SOURCE = Path(holdfast.__file__).parent / "_loops.c"
 STRICT = ["-Wall", "-Wextra", "-Werror", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
@@ -180,24 +180,122 @@ def requests(draw: st.DrawFn) -> list[Request]:
     ]
 
 
-@given(requests(), st.integers(0, 2**62), st.one_of(st.just(MIB), numbers))
-def test_writes_are_numbered_alike(
-    loops: ModuleType, made: list[Request], first: int, volume_bytes: int
+@given(requests(), st.one_of(st.just(MIB), numbers))
+def test_plain_writes_are_taken_alike(
+    loops: ModuleType, made: list[Request], volume_bytes: int
 ) -> None:
-    both(loops, "number_writes", made, first, 3, volume_bytes)
+    both(loops, "plain_writes", made, volume_bytes)
 
 
 def test_the_longest_write_is_plain_and_a_longer_one_is_not(loops: ModuleType) -> None:
     volume_bytes = 2 * REQUEST_BYTES_MAX
-    for length, plain_writes_found in ((REQUEST_BYTES_MAX, 1), (REQUEST_BYTES_MAX + 512, 0)):
+    for length, taken in ((REQUEST_BYTES_MAX, 1), (REQUEST_BYTES_MAX + 512, 0)):
         request = Request(1, RequestKind.WRITE, 0, 0, length, b"")
-        found, entries, size = loops.number_writes([request], 5, 3, volume_bytes)
-        assert len(found) == len(entries) == plain_writes_found
-        assert size == plain_writes_found * length
-    told = both(
-        loops, "number_writes", [request._replace(length=REQUEST_BYTES_MAX)], 5, 3, volume_bytes
-    )
+        found, replies, size = loops.plain_writes([request], volume_bytes)
+        assert found == [Op(OpKind.WRITE, 0, length, b"")] * taken
+        assert replies == [Reply(1, 0, b"")] * taken
+        assert size == taken * length
+    told = both(loops, "plain_writes", [request._replace(length=REQUEST_BYTES_MAX)], volume_bytes)
     assert told[0] is tuple
+
+
+@pytest.mark.parametrize("flags", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("kind", RequestKind)
+def test_only_a_write_that_asks_for_nothing_besides_is_plain(
+    loops: ModuleType, kind: RequestKind, flags: int
+) -> None:
+    plain_one = Request(1, RequestKind.WRITE, 0, 0, 512, b"x")
+    told = both(loops, "plain_writes", [plain_one, Request(2, kind, flags, 0, 512, b"x")], MIB)
+    taken = loops.plain_writes([plain_one, Request(2, kind, flags, 0, 512, b"x")], MIB)[0]
+    assert told[0] is tuple
+    assert len(taken) == 1 + (kind is RequestKind.WRITE and flags == 0)
+
+
+def test_writes_at_the_end_of_a_volume_are_judged_alike(loops: ModuleType) -> None:
+    for length in (0, 1, 511, 512, 513, 1024, MIB, MIB + 512):
+        for offset in (0, 1, 512, MIB - length, MIB - length + 512, MIB - 512, MIB):
+            if offset >= 0:
+                request = Request(1, RequestKind.WRITE, 0, offset, length, b"")
+                both(loops, "plain_writes", [request], MIB)
+                fits = length > 0 and offset + length <= MIB and not (offset | length) % 512
+                assert len(loops.plain_writes([request], MIB)[0]) == fits
+
+
+@given(requests(), st.integers(0, 3))
+def test_requests_are_kept_alike(loops: ModuleType, made: list[Request], same: int) -> None:
+    both(loops, "keep_requests", {}, made)
+    both(
+        loops,
+        "keep_requests",
+        {same: made[0] if made else None},
+        [r._replace(id=same) for r in made],
+    )
+    both(loops, "keep_requests", {}, tuple(made))
+
+
+def test_what_comes_before_a_flush_is_kept(loops: ModuleType) -> None:
+    write, flush = (
+        Request(7, RequestKind.WRITE, 0, 0, 512, b"x"),
+        Request(8, RequestKind.FLUSH, 0, 0, 0),
+    )
+    for made, kept in (([], 0), ([write], 1), ([flush, write], 0), ([write, flush, write], 1)):
+        unanswered: dict[int, Request] = {}
+        assert loops.keep_requests(unanswered, made) == kept
+        assert unanswered == {r.id: r for r in made[:kept]}
+
+
+@given(requests(), st.lists(st.tuples(st.integers(0, 12), st.sampled_from([0, 0, 0, 5]))))
+def test_writes_are_settled_alike(
+    loops: ModuleType, made: list[Request], answers: list[tuple[int, int]]
+) -> None:
+    unanswered = {request.id: request for request in made}
+    both(loops, "settle_writes", unanswered, [Reply(number, error) for number, error in answers])
+    both(loops, "settle_writes", unanswered, tuple(Reply(request.id, 0) for request in made))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        (Request(8, RequestKind.WRITE, RequestFlag.FUA, 0, 512, b"x"), Reply(8, 0)),
+        (Request(8, RequestKind.WRITE, 0, 0, 512, b"x"), Reply(8, errno.ENOSPC)),
+        (Request(8, RequestKind.FLUSH, 0, 0, 0), Reply(8, 0)),
+        (Request(8, RequestKind.READ, 0, 0, 512), Reply(8, 0, b"x")),
+        (Request(8, RequestKind.WRITE, 0, 0, 512, b"x"), Reply(9, 0)),
+    ],
+)
+def test_what_is_no_plain_write_ends_the_settling(
+    loops: ModuleType, other: tuple[Request, Reply]
+) -> None:
+    request, reply = other
+    write = Request(7, RequestKind.WRITE, 0, 0, 512, b"x")
+    unanswered = {7: write, 8: request}
+    for settle in (loops.settle_writes, compiled.PYTHON["settle_writes"]):
+        left = dict(unanswered)
+        assert settle(left, [Reply(7, 0), reply, Reply(7, 0)]) == 1
+        assert left == {8: request}
+
+
+@given(ops())
+def test_touched_chunks_are_noted_alike(loops: ModuleType, made: list[Op]) -> None:
+    kept = [op for op in made if op.offset < 2**62]
+    both(loops, "note_chunks", kept, {3})
+    both(loops, "note_chunks", tuple(kept), set())
+
+
+def test_chunks_are_told_by_their_edges(loops: ModuleType) -> None:
+    for offset, length, chunks, runs in (
+        (0, CHUNK_BYTES, {0}, []),
+        (0, CHUNK_BYTES + 512, set(), [(0, 2)]),
+        (CHUNK_BYTES - 512, 512, {0}, []),
+        (CHUNK_BYTES - 512, 1024, set(), [(0, 2)]),
+        (CHUNK_BYTES, 512, {1}, []),
+        (CHUNK_BYTES, 0, set(), []),
+        (512, 3 * CHUNK_BYTES, set(), [(0, 4)]),
+    ):
+        for note in (loops.note_chunks, compiled.PYTHON["note_chunks"]):
+            noted: set[int] = set()
+            assert note([Op(OpKind.DISCARD, offset, length)], noted) == runs
+            assert noted == chunks
 
 
 @st.composite

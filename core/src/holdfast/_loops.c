@@ -21,7 +21,7 @@
 #include <unistd.h>
 
 enum op_kind { OP_WRITE = 1, OP_DISCARD, OP_ZERO, OP_FLUSH, OP_SYNC_WRITE, OP_SYNC_ZERO };
-enum request_kind { REQUEST_READ = 1, REQUEST_WRITE };
+enum request_kind { REQUEST_READ = 1, REQUEST_WRITE, REQUEST_FLUSH };
 
 #define OP_ENTRY_BYTES 17
 
@@ -38,8 +38,10 @@ enum nbd_stop { STOP_MORE, STOP_FULL, STOP_RARE };
 typedef struct {
     PyTypeObject *op;
     PyTypeObject *request;
+    PyTypeObject *reply;
     PyObject *nothing; /* b"" */
     uint64_t region_bytes;
+    uint64_t chunk_bytes;
     uint64_t request_bytes_max;
     uint64_t misaligned;
 } State;
@@ -369,22 +371,20 @@ failed:
 /* --- sync/plain_writes.py --- */
 
 static PyObject *
-number_writes(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
+plain_writes(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
 {
     State *state = PyModule_GetState(module);
-    uint64_t sequence, volume_bytes;
-    if (!has_arguments("number_writes", count, 4) || !read_u64(arguments[1], &sequence) ||
-        !read_u64(arguments[3], &volume_bytes))
+    uint64_t volume_bytes;
+    if (!has_arguments("plain_writes", count, 2) || !read_u64(arguments[1], &volume_bytes))
         return NULL;
-    PyObject *link = arguments[2];
     PyObject *requests = PySequence_Fast(arguments[0], "requests are a sequence");
     if (requests == NULL)
         return NULL;
-    PyObject *ops = PyList_New(0), *entries = PyList_New(0);
+    PyObject *ops = PyList_New(0), *replies = PyList_New(0);
     uint64_t size = 0;
-    if (ops == NULL || entries == NULL)
+    if (ops == NULL || replies == NULL)
         goto failed;
-    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(requests); i++, sequence++) {
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(requests); i++) {
         PyObject **request = items_of(PySequence_Fast_GET_ITEM(requests, i), 6, "a request");
         uint64_t kind, flags, offset, length;
         if (request == NULL || !read_u64(request[1], &kind) || !read_u64(request[2], &flags) ||
@@ -396,21 +396,147 @@ number_writes(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
             break;
         PyObject *op[] = {PyLong_FromLong(OP_WRITE), Py_NewRef(request[3]), Py_NewRef(request[4]),
                           Py_NewRef(request[5])};
-        PyObject *entry[] = {PyLong_FromUnsignedLongLong(sequence), Py_NewRef(link),
-                             Py_NewRef(request[0])};
-        PyObject *both[] = {new_record(state->op, 4, op), new_record(&PyTuple_Type, 3, entry)};
-        bool numbered = append(ops, both[0]);
-        if (!append(entries, both[1]) || !numbered)
+        PyObject *reply[] = {Py_NewRef(request[0]), PyLong_FromLong(0), Py_NewRef(state->nothing)};
+        bool taken = append(ops, new_record(state->op, 4, op));
+        if (!append(replies, new_record(state->reply, 3, reply)) || !taken)
             goto failed;
         size += length;
     }
     Py_DECREF(requests);
-    return Py_BuildValue("NNK", ops, entries, (unsigned long long)size);
+    return Py_BuildValue("NNK", ops, replies, (unsigned long long)size);
 
 failed:
     Py_DECREF(requests);
     Py_XDECREF(ops);
-    Py_XDECREF(entries);
+    Py_XDECREF(replies);
+    return NULL;
+}
+
+/* --- sync/consumer.py --- */
+
+static PyObject *
+keep_requests(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+{
+    if (!has_arguments("keep_requests", count, 2))
+        return NULL;
+    PyObject *unanswered = arguments[0];
+    if (!PyDict_Check(unanswered)) {
+        PyErr_SetString(PyExc_TypeError, "keep_requests takes a dictionary");
+        return NULL;
+    }
+    PyObject *requests = PySequence_Fast(arguments[1], "requests are a sequence");
+    if (requests == NULL)
+        return NULL;
+    Py_ssize_t kept = 0;
+    for (; kept < PySequence_Fast_GET_SIZE(requests); kept++) {
+        PyObject *record = PySequence_Fast_GET_ITEM(requests, kept);
+        PyObject **request = items_of(record, 6, "a request");
+        uint64_t kind;
+        if (request == NULL || !read_u64(request[1], &kind))
+            goto failed;
+        if (kind == REQUEST_FLUSH)
+            break;
+        if (PyDict_SetItem(unanswered, request[0], record) < 0)
+            goto failed;
+    }
+    Py_DECREF(requests);
+    return PyLong_FromSsize_t(kept);
+
+failed:
+    Py_DECREF(requests);
+    return NULL;
+}
+
+static PyObject *
+settle_writes(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+{
+    if (!has_arguments("settle_writes", count, 2))
+        return NULL;
+    PyObject *unanswered = arguments[0];
+    if (!PyDict_Check(unanswered)) {
+        PyErr_SetString(PyExc_TypeError, "settle_writes takes a dictionary");
+        return NULL;
+    }
+    PyObject *replies = PySequence_Fast(arguments[1], "replies are a sequence");
+    if (replies == NULL)
+        return NULL;
+    Py_ssize_t done = 0;
+    for (; done < PySequence_Fast_GET_SIZE(replies); done++) {
+        PyObject **reply = items_of(PySequence_Fast_GET_ITEM(replies, done), 3, "a reply");
+        if (reply == NULL)
+            goto failed;
+        PyObject *found = PyDict_GetItemWithError(unanswered, reply[0]);
+        if (found == NULL) {
+            if (PyErr_Occurred())
+                goto failed;
+            break;
+        }
+        PyObject **request = items_of(found, 6, "a request");
+        uint64_t kind;
+        if (request == NULL || !read_u64(request[1], &kind))
+            goto failed;
+        int has_flags = PyObject_IsTrue(request[2]), has_failed = PyObject_IsTrue(reply[1]);
+        if (has_flags < 0 || has_failed < 0)
+            goto failed;
+        if (kind != REQUEST_WRITE || has_flags || has_failed)
+            break;
+        if (PyDict_DelItem(unanswered, reply[0]) < 0)
+            goto failed;
+    }
+    Py_DECREF(replies);
+    return PyLong_FromSsize_t(done);
+
+failed:
+    Py_DECREF(replies);
+    return NULL;
+}
+
+/* --- local/copy/hashes.py --- */
+
+static PyObject *
+note_chunks(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
+{
+    State *state = PyModule_GetState(module);
+    if (!has_arguments("note_chunks", count, 2))
+        return NULL;
+    PyObject *chunks = arguments[1];
+    if (!PySet_Check(chunks)) {
+        PyErr_SetString(PyExc_TypeError, "note_chunks takes a set");
+        return NULL;
+    }
+    PyObject *ops = PySequence_Fast(arguments[0], "operations are a sequence");
+    if (ops == NULL)
+        return NULL;
+    PyObject *runs = PyList_New(0);
+    if (runs == NULL)
+        goto failed;
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(ops); i++) {
+        Op op;
+        if (!read_op(PySequence_Fast_GET_ITEM(ops, i), &op))
+            goto failed;
+        if (op.length == 0)
+            continue;
+        uint64_t first = op.offset / state->chunk_bytes;
+        uint64_t last = (op.offset + op.length - 1) / state->chunk_bytes;
+        if (first != last) {
+            PyObject *run[] = {PyLong_FromUnsignedLongLong(first),
+                               PyLong_FromUnsignedLongLong(last - first + 1)};
+            if (!append(runs, new_record(&PyTuple_Type, 2, run)))
+                goto failed;
+            continue;
+        }
+        PyObject *chunk = PyLong_FromUnsignedLongLong(first);
+        int failed = chunk == NULL ? -1 : PySet_Add(chunks, chunk);
+        Py_XDECREF(chunk);
+        if (failed)
+            goto failed;
+    }
+    Py_DECREF(ops);
+    return runs;
+
+failed:
+    Py_DECREF(ops);
+    Py_XDECREF(runs);
     return NULL;
 }
 
@@ -685,11 +811,13 @@ fill(PyObject *module)
         return -1;
     state->op = new_record_type(messages, "Op");
     state->request = new_record_type(messages, "Request");
+    state->reply = new_record_type(messages, "Reply");
     Py_DECREF(messages);
     state->nothing = PyBytes_FromStringAndSize(NULL, 0);
     uint64_t sector_bytes;
-    if (state->op == NULL || state->request == NULL || state->nothing == NULL ||
+    if (state->op == NULL || state->request == NULL || state->reply == NULL || state->nothing == NULL ||
         !fetch_number("holdfast.units", "REGION_BYTES", &state->region_bytes) ||
+        !fetch_number("holdfast.units", "CHUNK_BYTES", &state->chunk_bytes) ||
         !fetch_number("holdfast.units", "REQUEST_BYTES_MAX", &state->request_bytes_max) ||
         !fetch_number("holdfast.units", "SECTOR_BYTES", &sector_bytes))
         return -1;
@@ -703,6 +831,7 @@ visit_state(PyObject *module, visitproc visit, void *arg)
     State *state = PyModule_GetState(module);
     Py_VISIT(state->op);
     Py_VISIT(state->request);
+    Py_VISIT(state->reply);
     return 0;
 }
 
@@ -712,6 +841,7 @@ clear_state(PyObject *module)
     State *state = PyModule_GetState(module);
     Py_CLEAR(state->op);
     Py_CLEAR(state->request);
+    Py_CLEAR(state->reply);
     Py_CLEAR(state->nothing);
     return 0;
 }
@@ -719,8 +849,9 @@ clear_state(PyObject *module)
 #define LOOP(name) {#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, NULL}
 
 static PyMethodDef loops[] = {
-    LOOP(pack_ops),      LOOP(unpack_ops),    LOOP(note_ops),      LOOP(number_writes),
-    LOOP(write_ops),     LOOP(take_requests), LOOP(answer_writes), {NULL, NULL, 0, NULL},
+    LOOP(pack_ops),      LOOP(unpack_ops),    LOOP(note_ops),      LOOP(plain_writes),
+    LOOP(keep_requests), LOOP(settle_writes), LOOP(note_chunks),   LOOP(write_ops),
+    LOOP(take_requests), LOOP(answer_writes), {NULL, NULL, 0, NULL},
 };
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, fill}, {0, NULL}};

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from attrs import define, field
 
+from holdfast.compiled import compiled
 from holdfast.messages import (
     Message,
     Refused,
@@ -43,6 +44,35 @@ RETRY_S_MIN = 0.005
 """The new primary of a handover may hear of it some milliseconds after its consumers."""
 RETRY_S_MAX = 0.25
 """Looking for a primary costs one connection; failover takes seconds, so this adds little to it."""
+
+
+@compiled
+def keep_requests(unanswered: dict[int, Request], requests: Sequence[Request]) -> int:
+    """Put requests into `unanswered` by their ids, up to the first flush.
+
+    Returns:
+        The index of that flush, or how many requests there are.
+    """
+    for index, request in enumerate(requests):
+        if request[1] == _FLUSH:
+            return index
+        unanswered[request[0]] = request
+    return len(requests)
+
+
+@compiled
+def settle_writes(unanswered: dict[int, Request], replies: Sequence[Reply]) -> int:
+    """Take the plain writes out of `unanswered` that `replies` begin with and tell as done.
+
+    Returns:
+        The index of the first reply that is another, or how many replies there are.
+    """
+    for index, (request_id, error, _) in enumerate(replies):
+        request = unanswered.get(request_id)
+        if request is None or request[1] != _WRITE or request[2] or error:
+            return index
+        del unanswered[request_id]
+    return len(replies)
 
 
 class SessionPhase(enum.Enum):
@@ -147,7 +177,8 @@ class ConsumerSession:
         """
         assert self.phase is not _CLOSED
         unanswered = self.unanswered
-        for request in requests:
+        kept = keep_requests(unanswered, requests)
+        for request in requests[kept:]:
             unanswered[request[0]] = request
             if request[1] == _FLUSH:
                 self._flushing[request[0]] = self._changed
@@ -186,10 +217,15 @@ class ConsumerSession:
 
     def answered(self, replies: Sequence[Reply]) -> Sequence[Reply]:
         """Take what the primary has answered; return what is to be handed on: nothing twice."""
+        done = settle_writes(self.unanswered, replies)
+        if done:
+            self._changed += 1
+        if done == len(replies) and not self._since:
+            return replies
         pop = self.unanswered.pop
-        fresh: list[Reply] = []
+        fresh = list(replies[:done])
         changed = False
-        for reply in replies:
+        for reply in replies[done:]:
             request = pop(reply[0], None)
             if request is None:
                 continue

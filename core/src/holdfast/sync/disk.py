@@ -12,7 +12,8 @@ copy that restarted, or where a dirty bit says so (I3).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 from attrs import define, field
 
@@ -91,8 +92,9 @@ class DiskQueue:
     submitted: Position = Position(0)
     commit: Position = Position(0)
     """Every in-sync copy has applied up to here, as far as this copy has heard."""
-    window: deque[tuple[int, int, int]] = field(factory=deque)
-    """(sequence, offset, length) of what was submitted above `commit`."""
+    window: deque[list[tuple[int, int, int]]] = field(factory=deque)
+    """(sequence, offset, length) of what was submitted above `commit`, a list for each batch; of a
+    batch that is committed in part, all of it."""
     blocked: bool = False
     """Nothing is applied while this is set: the superblock must be durable first."""
     _waiting: deque[tuple[Sequence[Op], Position]] = field(factory=deque)
@@ -107,7 +109,8 @@ class DiskQueue:
     def submit(self, first: Position, ops: Sequence[Op], now: float, out: list[Effect]) -> None:
         """Queue operations `first`, `first` + 1, …; starts whatever may start."""
         window, flushes, unmarked = note_ops(ops, first, now, self.marked, self._touched)
-        self.window.extend(window)
+        if window:
+            self.window.append(window)
         if flushes:
             self.flush_at.extend(flushes)
         through = self.submitted = Position(first + len(ops) - 1)
@@ -151,7 +154,7 @@ class DiskQueue:
         is cut short under yet another primary; the regions carry intent already.
         """
         assert self.idle
-        for _, offset, length in self.window:
+        for _, offset, length in self.recent():
             self.pinned.update(
                 range(offset >> _REGION_SHIFT, ((offset + length - 1) >> _REGION_SHIFT) + 1)
             )
@@ -173,8 +176,12 @@ class DiskQueue:
             return
         self.commit = commit
         window = self.window
-        while window and window[0][0] <= commit:
+        while window and window[0][-1][0] <= commit:
             window.popleft()
+
+    def recent(self) -> Iterator[tuple[int, int, int]]:
+        """Return (sequence, offset, length) of all that is in the window, in order."""
+        return chain.from_iterable(self.window)
 
     @property
     def idle(self) -> bool:
@@ -184,16 +191,19 @@ class DiskQueue:
     def is_settled(self, extents: Sequence[tuple[int, int]]) -> bool:
         """Whether whatever was submitted for these extents (offset, length) has been applied."""
         applied = self.applied
-        for sequence, offset, length in reversed(self.window):
-            if sequence <= applied:
+        for batch in reversed(self.window):
+            if batch[-1][0] <= applied:
                 break
-            if any(o < offset + length and offset < o + count for o, count in extents):
-                return False
+            for sequence, offset, length in batch:
+                if sequence > applied and any(
+                    o < offset + length and offset < o + count for o, count in extents
+                ):
+                    return False
         return True
 
     def suspects(self) -> list[tuple[int, int]]:
         """Return the extents in which this copy may differ from the others of its in-sync set."""
-        extents = [(offset, length) for _, offset, length in self.window]
+        extents = [(offset, length) for _, offset, length in self.recent()]
         start = end = -1
         for region in (*sorted(self.pinned), -1):
             if region != end:
@@ -215,9 +225,9 @@ class DiskQueue:
         Not before: a write that this copy had, and that therefore needed no sending, may still be
         missing in a third copy while it is not committed.
         """
-        if self.commit < self.submitted:
-            for region in sorted(self.pinned):
-                self.window.append((self.submitted, region * REGION_BYTES, REGION_BYTES))
+        if self.pinned and self.commit < self.submitted:
+            pinned = sorted(self.pinned)
+            self.window.append([(self.submitted, r * REGION_BYTES, REGION_BYTES) for r in pinned])
         self.release_pins()
 
     def touch(self, region: int) -> None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from holdfast.compiled import compiled
-from holdfast.messages import Op, OpKind, Request, RequestKind
-from holdfast.sync.events import LinkId
+from holdfast.messages import Op, OpKind, Reply, Request, RequestKind
 from holdfast.sync.refusing import MISALIGNED
 from holdfast.units import REQUEST_BYTES_MAX
 
@@ -20,26 +19,24 @@ _new = tuple.__new__  # Half the cost of calling the named tuple.
 
 
 @compiled
-def number_writes(
-    requests: Sequence[Request], first: int, link: LinkId, volume_bytes: int
-) -> tuple[list[Op], list[tuple[int, LinkId, int]], int]:
-    """Number the plain writes that `requests` begin with; the first that is none ends them.
+def plain_writes(
+    requests: Sequence[Request], volume_bytes: int
+) -> tuple[list[Op], list[Reply], int]:
+    """Take the plain writes that `requests` begin with; the first that is none ends them.
 
     A plain write lies within the volume, keeps the limits and asks for nothing besides.
 
     Args:
         requests: Of one session, in order.
-        first: The sequence of the first write.
-        link: That of the session.
         volume_bytes: The size of the volume.
 
     Returns:
-        Their operations; (sequence, link, request id) of each; and their bytes together.
+        Their operations; the reply to each once it may be given; and their bytes together.
     """
     ops = []
-    entries = []
+    replies = []
     size_bytes = 0
-    for sequence, (request_id, kind, flags, offset, length, data) in enumerate(requests, first):
+    for request_id, kind, flags, offset, length, data in requests:
         if (
             kind != _WRITE
             or flags
@@ -49,6 +46,6 @@ def number_writes(
         ):
             break
         ops.append(_new(Op, (_OP_WRITE, offset, length, data)))
-        entries.append((sequence, link, request_id))
+        replies.append(_new(Reply, (request_id, 0, b"")))
         size_bytes += length
-    return ops, entries, size_bytes
+    return ops, replies, size_bytes

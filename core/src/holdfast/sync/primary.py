@@ -35,7 +35,7 @@ from holdfast.sync.events import Effect, Instant, LateReads, LinkId, SendReplies
 from holdfast.sync.flush_habit import FlushHabit
 from holdfast.sync.leg import Leg, Phase, batch_bytes
 from holdfast.sync.pace import Pace
-from holdfast.sync.plain_writes import number_writes
+from holdfast.sync.plain_writes import plain_writes
 from holdfast.sync.refusing import ERRNOS, MISALIGNED, write_errno
 from holdfast.units import CHUNK_BYTES, REQUEST_BYTES_MAX, CopyId
 from holdfast.units import Sequence as Position
@@ -85,9 +85,11 @@ class PrimaryRole:
     lost: set[int] = field(factory=set)
     """Chunks that no in-sync copy could read when they were last asked for."""
     _held: deque[tuple[LinkId, Request]] = field(factory=deque)
-    _pending: deque[tuple[int, LinkId, int]] = field(factory=deque)
-    """Writes by sequence: (sequence, session link, request id)."""
+    _writes: deque[tuple[int, LinkId, list[Reply]]] = field(factory=deque)
+    """What is not answered: (sequence, session link, replies), a reply for each sequence from there
+    on, a list for each batch."""
     _flushes: deque[tuple[int, LinkId, int]] = field(factory=deque)
+    """The same for flushes: (sequence that must be durable, session link, request id)."""
     _reads: list[tuple[int, LinkId, Request]] = field(factory=list)
     """Reads that overlap unacknowledged writes, or wait for the lease (I5)."""
     _crowded: bool = False
@@ -123,9 +125,9 @@ class PrimaryRole:
         ctx = self.ctx
         size = ctx.size_bytes
         first = self.next
-        ops, entries, size_bytes = number_writes(requests, first, link, size)
-        pending = self._pending
-        pending.extend(entries)
+        ops, replies, size_bytes = plain_writes(requests, size)
+        if replies:
+            self._writes.append((first, link, replies))
         sequence: int = first + len(ops)
         flush_wanted: list[int] | None = None
         for request_id, kind, flags, offset, length, data in requests[len(ops) :]:
@@ -159,7 +161,7 @@ class PrimaryRole:
                     flush_wanted = []
                 flush_wanted.append(request_id)
             else:
-                pending.append((sequence, link, request_id))
+                self._writes.append((sequence, link, [Reply(request_id, 0)]))
             sequence += 1
         if ops:
             self.written = Position(sequence - 1)
@@ -250,7 +252,7 @@ class PrimaryRole:
             return
         ready: list[Request] = []
         lease = self.lease_until() > now.mono and not self.stopped
-        window = self.ctx.disk.window if self.commit < self.next - 1 else ()
+        window = list(self.ctx.disk.recent()) if self.commit < self.next - 1 else ()
         for request in requests:
             offset, length = request.offset, request.length
             if (
@@ -289,7 +291,7 @@ class PrimaryRole:
             # Until the copies are equal, nothing may leave anybody's window.
             return
         disk = self.ctx.disk
-        pending, flushes = self._pending, self._flushes
+        writes, flushes = self._writes, self._flushes
         # Sequences that went to one copy alone (a sync) hold nobody else's commit back: a copy that
         # has acknowledged all that it was sent has applied everything that there is for it.
         commit: int = disk.applied if disk.applied < disk.submitted else self.next - 1
@@ -307,15 +309,15 @@ class PrimaryRole:
             if timed is not None and timed[0] <= commit:
                 self.pace.wrote(now.mono, now.mono - timed[1])
                 self._timed = None
-        elif pending and pending[0][0] > self.commit and not (flushes or self._reads):
+        elif writes and writes[0][0] > self.commit and not (flushes or self._reads):
             # The common case: of several copies, this was not the last one to acknowledge.
             return
         if not (
-            (pending and pending[0][0] <= self.commit)
+            (writes and writes[0][0] <= self.commit)
             or (flushes and flushes[0][0] <= self.durable)
             or self._reads
         ):
-            if not (pending or flushes) and self.commit > disk.commit:
+            if not (writes or flushes) and self.commit > disk.commit:
                 disk.advance_commit(self.commit)
             return
         if self.stopped or self.lease_until() <= now.mono:
@@ -326,18 +328,30 @@ class PrimaryRole:
             self._read_anew(now, out)
 
     def _answer(self, out: list[Effect]) -> None:
+        writes, flushes, commit = self._writes, self._flushes, self.commit
         replies: list[Reply] = []
         to: LinkId | None = None
-        for queue, limit in ((self._pending, self.commit), (self._flushes, self.durable)):
-            while queue and queue[0][0] <= limit:
-                _, link, request_id = queue.popleft()
-                if link != to:
-                    if replies and to is not None:
-                        out.append(SendReplies(to, replies))
-                        replies = []
-                    to = link
-                replies.append(_new(Reply, (request_id, 0, b"")))
-        if replies and to is not None:
+        while writes and writes[0][0] <= commit:
+            first, link, due = writes.popleft()
+            if first + len(due) - 1 > commit:
+                # A copy has applied one frame of a batch that took several.
+                count = commit - first + 1
+                writes.appendleft((first + count, link, due[count:]))
+                due = due[:count]
+            if link == to:
+                replies += due
+                continue
+            if to is not None:
+                out.append(SendReplies(to, replies))
+            to, replies = link, due
+        while flushes and flushes[0][0] <= self.durable:
+            _, link, request_id = flushes.popleft()
+            if link != to:
+                if to is not None:
+                    out.append(SendReplies(to, replies))
+                to, replies = link, []
+            replies.append(Reply(request_id, 0))
+        if to is not None:
             out.append(SendReplies(to, replies))
 
     def _read_anew(self, now: Instant, out: list[Effect]) -> None:
@@ -382,7 +396,7 @@ class PrimaryRole:
     @property
     def idle(self) -> bool:
         """Whether everything that consumers asked for has been answered."""
-        return not (self._pending or self._flushes)
+        return not (self._writes or self._flushes)
 
     def others_in_sync(self) -> int:
         """Return how many other copies acknowledgements need."""

@@ -93,7 +93,7 @@ class LocalReader:
         ):
             out.append(_new(Unserved, (link, requests)))
             return
-        window, size = ctx.disk.window, ctx.size_bytes
+        window, size = list(ctx.disk.recent()), ctx.size_bytes
         ready: list[Request] = []
         others: list[Request] = []
         for request in requests:

@@ -168,7 +168,7 @@ def _readable(member: GroupMember, holds: tuple[int, ...]) -> tuple[int | None, 
         return None
     busy = {
         block
-        for sequence, offset, length in member.ctx.disk.window
+        for sequence, offset, length in member.ctx.disk.recent()
         if sequence > primary.commit
         for block in range(offset // BLOCK_BYTES, (offset + length - 1) // BLOCK_BYTES + 1)
     }

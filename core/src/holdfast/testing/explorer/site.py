@@ -279,7 +279,7 @@ def top_link(member: GroupMember) -> int:
     primary = member.primary
     if primary is None:
         return max(0, member.replica.link or 0)
-    waiting = (*primary._pending, *primary._flushes, *primary._reads)  # noqa: SLF001
+    waiting = (*primary._writes, *primary._flushes, *primary._reads)  # noqa: SLF001
     links = [link for _, link, _ in waiting] + [link for link, _ in primary._held]  # noqa: SLF001
     return max((0, *links, *primary.attachments.open, *primary.attachments.waiting))
 
