@@ -256,7 +256,7 @@ class ChunkHashes:
         runs = self._noted_runs
         while runs:
             self._mark(*runs.popleft())
-        # What is noted anew between these two is in `chunks` as well, and marked below all the same.
+        # A chunk that is noted between these two stays noted, or is in `chunks` and marked below.
         chunks = frozenset(self._noted)
         self._noted.difference_update(chunks)
         self._stale.set_bits(chunks)
