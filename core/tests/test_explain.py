@@ -15,7 +15,7 @@ from holdfast.node.status import volume_status
 from holdfast.sync.roles import Role
 from holdfast.testing.simulation import faults as flt
 from holdfast.testing.simulation.world import World, drawn_config
-from holdfast.units import MIB, NodeName
+from holdfast.units import MIB, Epoch, NodeName
 
 
 def sentences(told: Json) -> str:
@@ -143,6 +143,23 @@ def test_the_only_holder_of_acknowledged_writes_is_named() -> None:
     assert f"Nobody but {last} can serve without losing writes" in group.status()["reason"]
     group.start(last)
     group.until_healthy()
+
+
+def test_a_volume_that_was_made_just_now_is_not_told_as_lost() -> None:
+    group = Group(2)
+    new = attrs.evolve(group.record, epoch=Epoch(1), members=(group.record.primary_member,))
+    first, member = group.primary_node, group.member
+    assert member is not None
+    assert member.primary is not None
+    member.primary.serving = False
+    for record, silent, told in (
+        (new, False, f"No primary serves yet: {first} is about to."),
+        (new, True, f"No primary serves: {first} was the last one. Nobody but {first} can"),
+        (group.record, False, f"No primary serves: {first} was the last one. An in-sync copy"),
+    ):
+        asked = None if silent else member
+        status = volume_status(group.spec, record, group.alive, asked, silent=silent)
+        assert (status["health"], status["reason"][: len(told)]) == ("offline", told)
 
 
 def test_a_failed_disk_is_why() -> None:

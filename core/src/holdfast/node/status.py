@@ -78,7 +78,7 @@ def volume_status(
         "epoch": record.epoch,
         "primary": primary.node,
         "attached": _holder(record, alive),
-        "reason": _offline(spec, record, alive)
+        "reason": _offline(spec, record, alive, silent=silent)
         if health == "offline"
         else _reason(spec, record, member),
         "copies": [_copy(m, record, member) | {"alive": m.node in alive} for m in record.members],
@@ -135,9 +135,14 @@ def _sync(leg: Leg) -> Json | None:
     }
 
 
-def _offline(spec: VolumeSpec, record: GroupRecord, alive: Mapping[NodeName, NodeRecord]) -> str:
+def _offline(
+    spec: VolumeSpec, record: GroupRecord, alive: Mapping[NodeName, NodeRecord], *, silent: bool
+) -> str:
     """Return who was the last to serve, and whether another one can."""
     last = record.primary_member.node
+    if record.epoch == 1 and last in alive and not silent:
+        # Only its first primary writes the next one: a volume that was made a moment ago.
+        return f"No primary serves yet: {last} is about to."
     holders = sorted(m.node for m in record.members if m.state is CopyState.IN_SYNC)
     if any(node in alive for node in holders if node != last):
         coming = "An in-sync copy takes over as soon as it may"
