@@ -218,13 +218,9 @@ class ConsumerSession:
     def answered(self, replies: Sequence[Reply]) -> Sequence[Reply]:
         """Take what the primary has answered; return what is to be handed on: nothing twice."""
         done = settle_writes(self.unanswered, replies)
-        if done:
-            self._changed += 1
-        if done == len(replies) and not self._since:
-            return replies
-        pop = self.unanswered.pop
+        changed = done > 0
         fresh = list(replies[:done])
-        changed = False
+        pop = self.unanswered.pop
         for reply in replies[done:]:
             request = pop(reply[0], None)
             if request is None:

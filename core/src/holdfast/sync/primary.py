@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from attrs import define, field
 
@@ -328,9 +328,21 @@ class PrimaryRole:
             self._read_anew(now, out)
 
     def _answer(self, out: list[Effect]) -> None:
-        writes, flushes, commit = self._writes, self._flushes, self.commit
         replies: list[Reply] = []
         to: LinkId | None = None
+        for link, due in self._due():
+            if link == to:
+                replies += due
+                continue
+            if to is not None:
+                out.append(SendReplies(to, replies))
+            to, replies = link, due
+        if to is not None:
+            out.append(SendReplies(to, replies))
+
+    def _due(self) -> Iterator[tuple[LinkId, list[Reply]]]:
+        """Take what may be answered now off its queues, in order."""
+        writes, flushes, commit = self._writes, self._flushes, self.commit
         while writes and writes[0][0] <= commit:
             first, link, due = writes.popleft()
             if first + len(due) - 1 > commit:
@@ -338,21 +350,10 @@ class PrimaryRole:
                 count = commit - first + 1
                 writes.appendleft((first + count, link, due[count:]))
                 due = due[:count]
-            if link == to:
-                replies += due
-                continue
-            if to is not None:
-                out.append(SendReplies(to, replies))
-            to, replies = link, due
+            yield link, due
         while flushes and flushes[0][0] <= self.durable:
             _, link, request_id = flushes.popleft()
-            if link != to:
-                if to is not None:
-                    out.append(SendReplies(to, replies))
-                to, replies = link, []
-            replies.append(Reply(request_id, 0))
-        if to is not None:
-            out.append(SendReplies(to, replies))
+            yield link, [Reply(request_id, 0)]
 
     def _read_anew(self, now: Instant, out: list[Effect]) -> None:
         """Look again at reads that have waited: a write that came behind them may be in their way."""
