@@ -26,7 +26,7 @@ from holdfast.errors import (
     NotFoundError,
     UsageError,
 )
-from holdfast.local.copy import files, superblock
+from holdfast.local.copy import files, hashes, superblock
 from holdfast.local.copy.bitmap_file import BITS_PER_SECTOR, SECTOR_BYTES
 from holdfast.local.copy_store import (
     FileCopyStore,
@@ -734,6 +734,17 @@ def test_notes_of_many_writes_are_taken_before_they_pile_up(store: FileCopyStore
     assert len(store._hashes._noted_runs) <= 8192 + 256
     store.apply([write(0, b"x" * 512)] * 256)
     assert store._hashes._noted == {0}
+
+
+def test_notes_of_many_chunks_are_taken_before_they_pile_up(
+    store: FileCopyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashes, "_NOTES_MAX", 8)
+    for chunk in range(20):
+        store.apply([write(chunk * CHUNK_BYTES, b"x" * 512)])
+        assert len(store._hashes._noted) <= 8
+    assert told_hashes(store) == right_hashes(store.read(0, SIZE))
+    assert not store._hashes._noted
 
 
 def test_refreshing_goes_round_and_ends(store: FileCopyStore) -> None:
